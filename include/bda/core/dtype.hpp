@@ -1,0 +1,78 @@
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "bda/core/error.hpp"
+
+namespace bda::inline v0 {
+
+/// The types weights are stored in.
+enum class DType { kF64, kF32, kF16, kBF16 };
+
+[[nodiscard]] constexpr int size_of(DType t) {
+  return t == DType::kF64 ? 8 : t == DType::kF32 ? 4 : 2;
+}
+
+[[nodiscard]] constexpr std::string_view name_of(DType t) {
+  constexpr std::array<std::string_view, 4> names{"fp64", "fp32", "fp16", "bf16"};
+  return names[static_cast<std::size_t>(t)];
+}
+
+/// The inverse of `name_of`; throws on any other text.
+[[nodiscard]] inline DType parse_dtype(std::string_view text) {
+  for (DType t : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16})
+    if (text == name_of(t)) return t;
+  throw Error("dtype", "fp64, fp32, fp16 or bf16", std::string(text));
+}
+
+/// What a stored type is, for any scalar the library stores weights in. Specialised for float and
+/// double here and for Eigen's 16-bit types in linalg/scalar.hpp.
+template <class T>
+struct StorageTraits;
+
+template <>
+struct StorageTraits<double> {
+  using Compute = double;  // what products are accumulated in
+  static constexpr DType dtype = DType::kF64;
+  static constexpr double unit_roundoff = 0x1p-53;
+  static constexpr double largest = 0x1.fffffffffffffp+1023;
+};
+
+template <>
+struct StorageTraits<float> {
+  using Compute = float;
+  static constexpr DType dtype = DType::kF32;
+  static constexpr double unit_roundoff = 0x1p-24;
+  static constexpr double largest = 0x1.fffffep+127;
+};
+
+template <class T>
+using compute_t = typename StorageTraits<T>::Compute;
+
+template <class T>
+concept Storage = requires {
+  StorageTraits<T>::dtype;
+};
+
+/// IEEE 754 binary16 to float; exact.
+[[nodiscard]] constexpr float float_from_fp16_bits(std::uint16_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (bits >> 10) & 0x1fu;
+  const std::uint32_t mantissa = bits & 0x3ffu;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0)
+    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals
+  return sign ? -magnitude : magnitude;
+}
+
+/// bfloat16 to float; exact.
+[[nodiscard]] constexpr float float_from_bf16_bits(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+}  // namespace bda::inline v0

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <Eigen/Core>
+#include <cstdint>
+
+#include "bda/core/matrix.hpp"
+#include "bda/core/tensor_view.hpp"
+#include "bda/linalg/scalar.hpp"
+
+/// Eigen maps of the library's plain matrices and views.
+namespace bda::inline v0::linalg {
+
+/// Row-major, like every matrix the library stores.
+template <class S>
+using RowMatrix = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+
+template <class T>
+auto map(Matrix<T>& m) {
+  return Eigen::Map<RowMatrix<T>>(m.data(), m.rows, m.cols);
+}
+
+template <class T>
+auto map(const Matrix<T>& m) {
+  return Eigen::Map<const RowMatrix<T>>(m.data(), m.rows, m.cols);
+}
+
+/// For a view with unit column stride.
+template <class T>
+auto map(const MatrixView<T>& v) {
+  using Plain = RowMatrix<std::remove_const_t<T>>;
+  using Mapped = std::conditional_t<std::is_const_v<T>, const Plain, Plain>;
+  return Eigen::Map<Mapped, Eigen::Unaligned, Eigen::OuterStride<>>(
+      v.data, v.extent(0), v.extent(1), Eigen::OuterStride<>(v.stride(0)));
+}
+
+}  // namespace bda::inline v0::linalg

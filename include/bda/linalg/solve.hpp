@@ -1,0 +1,25 @@
+#pragma once
+
+#include <Eigen/Cholesky>
+#include <Eigen/LU>
+#include <algorithm>
+
+#include "bda/linalg/eigen.hpp"
+
+namespace bda::inline v0::linalg {
+
+/// An r x r factor L with LᵀL = AᵀA, for A [m, r]: every norm of A times something equals that of
+/// L times it, so a tall factor can be replaced by its condensed form wherever only norms matter.
+/// Semidefinite input is fine. Costs m r^2 and squares A's condition: for norms, not for solving.
+template <class S>
+RowMatrix<S> condense(const RowMatrix<S>& a) {
+  Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic> gram =
+      Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>::Zero(a.cols(), a.cols());
+  gram.template selfadjointView<Eigen::Lower>().rankUpdate(a.transpose());
+  const Eigen::LDLT<decltype(gram), Eigen::Lower> ldlt(gram);
+  RowMatrix<S> upper = ldlt.matrixU();
+  upper = ldlt.vectorD().cwiseMax(S(0)).cwiseSqrt().asDiagonal() * upper;
+  return upper * ldlt.transpositionsP();
+}
+
+}  // namespace bda::inline v0::linalg

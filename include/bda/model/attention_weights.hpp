@@ -1,0 +1,182 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bda/core/index_set.hpp"
+#include "bda/core/matrix.hpp"
+#include "bda/model/attention_config.hpp"
+
+/// The weights of one attention layer, before and after decomposition: plain data, row-vector
+/// convention (`y = x W`, W is [in, out], row-major), heads side by side along the columns.
+namespace bda::inline v0 {
+
+/// A key or value projection for all K/V heads, in plain or in basis-decomposed form.
+///
+/// Plain: `y[t, h, :] = c[t, :] weight[:, h, :] + bias[h, :]`, weight [kv_dim, kv_heads, width].
+/// Decomposed (BD paper, section 3): with `basis` = S, `width` channels of c,
+/// `y[t, h, :] = c[t, S] + c[t, rest] weight[:, h, :] + bias[h, :]`, where weight holds the
+/// coefficients C, [kv_dim - width, kv_heads, width], rows in the order of `basis->rest()`.
+template <class T>
+struct KvProjection {
+  Matrix<T> weight;
+  std::vector<T> bias;  // [kv_heads, width], empty for none
+  std::optional<IndexSet> basis;
+
+  [[nodiscard]] bool decomposed() const { return basis.has_value(); }
+};
+
+/// What MLA puts before the attention proper (DeepSeek-V2, arXiv 2405.04434): the compressed
+/// latent, the shared rotary key and, where the model has one, the compressed query.
+template <class T>
+struct LatentProjection {
+  Matrix<T> kv_a;          // [hidden, kv_dim]: c = rmsnorm(x kv_a) * kv_norm
+  std::vector<T> kv_norm;  // [kv_dim]
+  Matrix<T> q_a;           // [hidden, query_dim], empty without q_lora
+  std::vector<T> q_norm;   // [query_dim], empty without q_lora
+  double norm_epsilon = 1e-6;
+};
+
+/// One attention layer. The same type holds the original and the decomposed layer: decomposition
+/// replaces `q`, `k`, `v`, `o` and their biases (and turns the latent for `latent_rotation`).
+template <class T>
+struct AttentionWeights {
+  AttentionConfig config;
+  Matrix<T> q;             // [query_dim, heads, qk_dim + rope_dim]
+  std::vector<T> q_bias;   // [heads, qk_dim + rope_dim], empty for none
+  KvProjection<T> k;       // width qk_dim; empty where qk_dim = 0
+  KvProjection<T> k_rope;  // width rope_dim, rope_key_heads() heads, from the hidden state
+  KvProjection<T> v;       // width v_dim
+  Matrix<T> o;             // [heads, v_dim, out_dim]
+  std::vector<T> o_bias;   // [out_dim], empty for none
+
+  std::vector<T> q_head_norm, k_head_norm;  // [qk_dim + rope_dim] RMS norm of each head's query and
+                                            // key before the rotation (Qwen3), empty for none
+  double head_norm_epsilon = 1e-6;
+  std::vector<double> sinks;  // [heads] logits of a key with no value, empty for none
+  std::optional<LatentProjection<T>> latent;
+
+  /// Width of the sequence that queries come from.
+  [[nodiscard]] std::int64_t hidden_dim() const {
+    if (latent) return latent->kv_a.rows;
+    return q.rows;
+  }
+  /// Width of the sequence that keys and values come from (MLA: before compression).
+  [[nodiscard]] std::int64_t context_dim() const {
+    return latent ? latent->kv_a.rows : config.kv_dim;
+  }
+  /// Calls `visit(name, values, count)` for every stored tensor, in a fixed order.
+  template <class Visitor>
+  void for_each_tensor(const Visitor& visit) const;
+
+  /// Bytes of all stored tensors.
+  [[nodiscard]] std::int64_t bytes() const {
+    std::int64_t total = 0;
+    for_each_tensor([&](std::string_view, const T*, std::int64_t n) {
+      total += n * static_cast<std::int64_t>(sizeof(T));
+    });
+    return total;
+  }
+};
+
+template <class T>
+template <class Visitor>
+void AttentionWeights<T>::for_each_tensor(const Visitor& visit) const {
+  const auto matrix = [&](std::string_view name, const Matrix<T>& m) {
+    visit(name, m.data(), m.size());
+  };
+  const auto vector = [&](std::string_view name, const std::vector<T>& values) {
+    visit(name, values.data(), static_cast<std::int64_t>(values.size()));
+  };
+  matrix("q", q);
+  vector("q_bias", q_bias);
+  matrix("k.weight", k.weight);
+  vector("k.bias", k.bias);
+  matrix("k_rope.weight", k_rope.weight);
+  vector("k_rope.bias", k_rope.bias);
+  matrix("v.weight", v.weight);
+  vector("v.bias", v.bias);
+  matrix("o", o);
+  vector("o_bias", o_bias);
+  vector("q_head_norm", q_head_norm);
+  vector("k_head_norm", k_head_norm);
+  if (latent) {
+    matrix("latent.kv_a", latent->kv_a);
+    vector("latent.kv_norm", latent->kv_norm);
+    matrix("latent.q_a", latent->q_a);
+    vector("latent.q_norm", latent->q_norm);
+  }
+}
+
+namespace detail {
+
+template <class T>
+void check_matrix(std::string_view name, const Matrix<T>& m, std::int64_t rows, std::int64_t cols) {
+  check::equal(std::string(name) + ".rows", m.rows, rows);
+  check::equal(std::string(name) + ".cols", m.cols, cols);
+  check::equal(std::string(name) + ".values.size", static_cast<std::int64_t>(m.values.size()),
+               rows * cols, "rows * cols");
+}
+
+template <class T>
+void check_optional(std::string_view name, const std::vector<T>& v, std::int64_t size) {
+  if (!v.empty())
+    check::equal(std::string(name) + ".size", static_cast<std::int64_t>(v.size()), size);
+}
+
+template <class T>
+void check_projection(std::string_view name, const KvProjection<T>& p, std::int64_t in,
+                      std::int64_t heads, std::int64_t width) {
+  if (p.basis) {
+    check::equal(std::string(name) + ".basis.dim", p.basis->dim(), in);
+    check::equal(std::string(name) + ".basis.size", p.basis->size(), width, "head width");
+  }
+  const std::int64_t rows = p.basis ? in - width : in;
+  check_matrix(std::string(name) + ".weight", p.weight, width == 0 ? 0 : rows, heads * width);
+  check_optional(std::string(name) + ".bias", p.bias, heads * width);
+}
+
+}  // namespace detail
+
+/// Throws `Error` where a tensor does not fit the config, or holds a value that is not finite (the
+/// error names the tensor and the flat index).
+template <class T>
+void validate(const AttentionWeights<T>& w) {
+  const AttentionConfig& c = w.config;
+  validate(c);
+  detail::check_matrix("q", w.q, c.query_dim, c.heads * c.head_dim());
+  detail::check_optional("q_bias", w.q_bias, c.heads * c.head_dim());
+  detail::check_projection("k", w.k, c.kv_dim, c.kv_heads, c.qk_dim);
+  detail::check_projection("k_rope", w.k_rope, w.context_dim(), c.rope_key_heads(), c.rope_dim);
+  detail::check_projection("v", w.v, c.kv_dim, c.kv_heads, c.v_dim);
+  detail::check_matrix("o", w.o, c.heads * c.v_dim, c.out_dim);
+  detail::check_optional("o_bias", w.o_bias, c.out_dim);
+  detail::check_optional("q_head_norm", w.q_head_norm, c.head_dim());
+  detail::check_optional("k_head_norm", w.k_head_norm, c.head_dim());
+  detail::check_optional("sinks", w.sinks, c.heads);
+  if (w.latent) {
+    const LatentProjection<T>& l = *w.latent;
+    detail::check_matrix("latent.kv_a", l.kv_a, l.kv_a.rows, c.kv_dim);
+    check::equal("latent.kv_norm.size", static_cast<std::int64_t>(l.kv_norm.size()), c.kv_dim);
+    if (l.q_a.empty()) {
+      check::equal("q.rows", w.q.rows, l.kv_a.rows, "hidden width, without latent.q_a");
+    } else {
+      detail::check_matrix("latent.q_a", l.q_a, l.kv_a.rows, c.query_dim);
+      check::equal("latent.q_norm.size", static_cast<std::int64_t>(l.q_norm.size()), c.query_dim);
+    }
+    if (!(l.norm_epsilon >= 0))
+      throw Error("latent.norm_epsilon", "zero or more", std::to_string(l.norm_epsilon));
+  }
+  w.for_each_tensor([](std::string_view name, const T* values, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!std::isfinite(static_cast<double>(values[i])))
+        throw Error(std::string(name) + "[" + std::to_string(i) + "]", "a finite value",
+                    std::to_string(static_cast<double>(values[i])));
+  });
+}
+
+}  // namespace bda::inline v0
