@@ -1,8 +1,6 @@
 #pragma once
 
 #include <Eigen/Cholesky>
-#include <Eigen/LU>
-#include <algorithm>
 
 #include "bda/linalg/eigen.hpp"
 
@@ -17,9 +15,11 @@ RowMatrix<S> condense(const RowMatrix<S>& a) {
       Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>::Zero(a.cols(), a.cols());
   gram.template selfadjointView<Eigen::Lower>().rankUpdate(a.transpose());
   const Eigen::LDLT<decltype(gram), Eigen::Lower> ldlt(gram);
-  RowMatrix<S> upper = ldlt.matrixU();
-  upper = ldlt.vectorD().cwiseMax(S(0)).cwiseSqrt().asDiagonal() * upper;
-  return upper * ldlt.transpositionsP();
+  // gram = Pᵀ U^T D U P, U unit upper triangular
+  RowMatrix<S> factor = RowMatrix<S>::Identity(a.cols(), a.cols());
+  factor = ldlt.transpositionsP() * factor;
+  factor = ldlt.matrixU() * factor;
+  return ldlt.vectorD().cwiseMax(S(0)).cwiseSqrt().asDiagonal() * factor;
 }
 
 }  // namespace bda::inline v0::linalg
