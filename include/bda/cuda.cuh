@@ -1,0 +1,5 @@
+#pragma once
+
+/// The kernels and the bodies of the entry points that cuda.hpp declares.
+#include "bda/cuda.hpp"
+#include "bda/cuda/projection/projection.cuh"

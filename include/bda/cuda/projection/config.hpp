@@ -1,0 +1,214 @@
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "bda/core/dtype.hpp"
+#include "bda/core/status.hpp"
+#include "bda/cuda/projection/packing.hpp"
+
+/// Which kernel computes a projection, and in which tiles: pure host arithmetic, tested without a
+/// GPU.
+namespace bda::inline v0::cuda {
+
+struct ProjectionShape {
+  DType dtype = DType::kF16;
+  std::int64_t tokens = 0;       // M
+  std::int64_t kv_dim = 0;       // d
+  std::int64_t width = 0;        // r
+  std::int64_t heads = 0;        // n
+  std::int64_t basis_begin = 0;  // S = [basis_begin, basis_begin + width)
+
+  [[nodiscard]] constexpr std::int64_t rest() const { return kv_dim - width; }
+  [[nodiscard]] constexpr std::int64_t columns() const { return heads * width; }
+};
+
+/// What the choice needs to know of a device; `query_device` fills it in.
+struct DeviceInfo {
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // the most one block may ask for
+  bool wgmma = false;    // the binary holds sm_90a code, and the device runs it
+};
+
+enum class ProjectionKernel {
+  kSimt,          // fp32, any device
+  kSm80,          // fp16 and bf16, cp.async and mma.sync, sm_80 and up
+  kSm90Small,     // sm_90a, few tokens: every CTA has its whole slice of C in flight at once
+  kSm90Stream,    // sm_90a, any depth: x and C stream through one ring
+  kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
+};
+
+[[nodiscard]] constexpr const char* name_of(ProjectionKernel kernel) {
+  constexpr std::array names{"simt", "sm80", "sm90_small", "sm90_stream", "sm90_resident"};
+  return names[static_cast<std::size_t>(kernel)];
+}
+
+/// The choice, reported to the caller; hand one to `ProjectionArguments::force` to overrule it.
+struct ProjectionConfig {
+  ProjectionKernel kernel = ProjectionKernel::kSimt;
+  int tile_tokens = 0;
+  int tile_columns = 0;
+  int splits = 1;        // of the rest channels, over a cluster (sm90_small)
+  const char* why = "";  // a literal
+};
+
+namespace detail {
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// The copy engine and wgmma want whole tiles of 64 channels and no tile across the edge of S.
+constexpr bool fits_sm90(const ProjectionShape& s) {
+  return s.dtype != DType::kF32 && s.dtype != DType::kF64 && (s.width == 64 || s.width == 128) &&
+         s.rest() > 0 && s.rest() % 64 == 0 && s.basis_begin % 64 == 0;
+}
+
+/// Shared memory of sm90_small: C and x of the CTA's channels, basis and output, barriers.
+constexpr std::int64_t small_shared_bytes(std::int64_t chunks, int tile_tokens, int tile_columns) {
+  const std::int64_t groups = tile_columns / 64, block = std::int64_t{tile_tokens} * 128;
+  const std::int64_t operands = chunks * (groups * 8192 + block);
+  const std::int64_t partials = groups * tile_tokens * 64 * 4;  // fp32, over the operands
+  return std::max(operands, partials) + 2 * groups * block + (chunks + 1) * 8;
+}
+
+constexpr int kMaxCluster = 8;  // the portable limit
+
+}  // namespace detail
+
+/// Whether `config` can compute `shape` on `device`; the Status names what does not fit.
+[[nodiscard]] constexpr Status validate(const ProjectionConfig& config,
+                                        const ProjectionShape& shape, const DeviceInfo& device) {
+  const auto unsupported = [](const char* what, const char* rule, std::int64_t want,
+                              std::int64_t got) {
+    return Status::error(Status::Code::kUnsupported, what, rule, want, got);
+  };
+  const auto tile = [&](std::int64_t tokens, std::int64_t columns) {
+    if (config.tile_tokens != tokens)
+      return unsupported("config.tile_tokens", "this kernel's tile", tokens, config.tile_tokens);
+    if (config.tile_columns != columns)
+      return unsupported("config.tile_columns", "this kernel's tile", columns,
+                         config.tile_columns);
+    return Status{};
+  };
+  if (config.kernel == ProjectionKernel::kSimt) {
+    if (shape.dtype != DType::kF32)
+      return unsupported("config.kernel simt: bytes of an element", "4 (fp32)", 4,
+                         size_of(shape.dtype));
+    return tile(64, 64);
+  }
+  if (shape.dtype != DType::kF16 && shape.dtype != DType::kBF16)
+    return unsupported("config.kernel: bytes of an element", "2 (fp16 or bf16)", 2,
+                       size_of(shape.dtype));
+  if (config.kernel == ProjectionKernel::kSm80) {
+    if (device.major < 8)
+      return unsupported("compute capability", "at least 8 for fp16 and bf16", 8, device.major);
+    return tile(128, 128);
+  }
+  if (!device.wgmma)
+    return unsupported("compute capability", "9.0 with code built for sm_90a", 9, device.major);
+  if (!detail::fits_sm90(shape))
+    return unsupported("width, rest and basis_begin",
+                       "width 64 or 128, rest and basis_begin in multiples of 64", 64,
+                       shape.basis_begin % 64 != 0 ? shape.basis_begin
+                       : shape.rest() % 64 != 0    ? shape.rest()
+                                                   : shape.width);
+  switch (config.kernel) {
+    case ProjectionKernel::kSm90Resident:
+      if (shape.width != 128) return unsupported("width", "128 (sm90_resident)", 128, shape.width);
+      if (shape.rest() != 384) return unsupported("rest", "384 (sm90_resident)", 384, shape.rest());
+      return tile(128, 128);
+    case ProjectionKernel::kSm90Stream:
+      if (config.tile_columns != 128 && config.tile_columns != 192 && config.tile_columns != 256)
+        return unsupported("config.tile_columns", "128, 192 or", 256, config.tile_columns);
+      return tile(128, config.tile_columns);
+    default: {
+      const std::int64_t chunks = shape.rest() / 64;
+      if (config.tile_tokens != 16 && config.tile_tokens != 32 && config.tile_tokens != 64)
+        return unsupported("config.tile_tokens", "16, 32 or", 64, config.tile_tokens);
+      if (config.tile_columns != 64 && config.tile_columns != 128)
+        return unsupported("config.tile_columns", "64 or", 128, config.tile_columns);
+      if (config.splits < 1 || config.splits > std::min<std::int64_t>(chunks, detail::kMaxCluster))
+        return unsupported("config.splits", "from 1 to min(rest / 64, 8)",
+                           std::min<std::int64_t>(chunks, detail::kMaxCluster), config.splits);
+      const std::int64_t bytes = detail::small_shared_bytes(
+          detail::ceil_div(chunks, config.splits), config.tile_tokens, config.tile_columns);
+      if (bytes > device.shared_bytes)
+        return unsupported("shared memory of sm90_small", "at most", device.shared_bytes, bytes);
+      return {};
+    }
+  }
+}
+
+namespace detail {
+
+/// Estimated cycles of a candidate on an H100: launch and drain, then whole rounds of CTAs.
+/// Fitted to bench/results; only the order of the estimates matters.
+struct Candidate {
+  ProjectionConfig config;
+  double cycles;
+};
+
+inline Candidate resident_candidate(const ProjectionShape& s, const DeviceInfo& d) {
+  const std::int64_t units = ceil_div(s.tokens, 128) * s.heads;
+  const std::int64_t each = ceil_div(units, d.multiprocessors);
+  const double row_blocks = 1.0 + static_cast<double>(each) / static_cast<double>(s.heads);
+  return {{ProjectionKernel::kSm90Resident, 128, 128, 1,
+           "width 128 over 384 channels: x in registers, C in turn"},
+          4000.0 + 3072.0 * static_cast<double>(each) + 2500.0 * row_blocks};
+}
+
+inline Candidate stream_candidate(const ProjectionShape& s, const DeviceInfo& d, int columns) {
+  const std::int64_t tiles = ceil_div(s.tokens, 128) * ceil_div(s.columns(), columns);
+  const double rounds = static_cast<double>(ceil_div(tiles, d.multiprocessors));
+  const double chunk = 4.0 * columns * (columns == 128 ? 1.25 : columns == 192 ? 1.08 : 1.0);
+  return {{ProjectionKernel::kSm90Stream, 128, columns, 1,
+           "x and C stream; the tile that fills the device's last round best"},
+          4000.0 + rounds * (chunk * static_cast<double>(s.rest() / 64) + 4.0 * columns + 500.0)};
+}
+
+inline Candidate small_candidate(const ProjectionShape& s, const DeviceInfo& d, int columns,
+                                 int splits) {
+  const int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
+  const std::int64_t chunks = ceil_div(s.rest() / 64, splits);
+  const std::int64_t bytes = small_shared_bytes(chunks, tokens, columns);
+  const std::int64_t ctas =
+      ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns) * splits;
+  const std::int64_t resident =
+      std::max<std::int64_t>(1, 227 * 1024 / (bytes + 1024)) * d.multiprocessors;
+  // What one multiprocessor takes in, at about 40 bytes a cycle.
+  const double load = static_cast<double>(bytes * ceil_div(ctas, d.multiprocessors)) / 40.0;
+  return {{ProjectionKernel::kSm90Small, tokens, columns, splits,
+           "few tokens: bound by streaming C, all of it in flight"},
+          3000.0 + load + 1500.0 * static_cast<double>(ceil_div(ctas, resident)) +
+              (splits > 1 ? 700.0 : 0.0)};
+}
+
+}  // namespace detail
+
+/// The fastest kernel for `shape` on `device` by estimate. Assumes checked arguments; the result
+/// passes `validate` whenever the device is of compute capability 8.0 or more, or the type fp32.
+[[nodiscard]] inline ProjectionConfig pick(const ProjectionShape& shape,
+                                           const DeviceInfo& device) {
+  if (shape.dtype == DType::kF32)
+    return {ProjectionKernel::kSimt, 64, 64, 1, "fp32 has no exact tensor-core product"};
+  ProjectionConfig best{ProjectionKernel::kSm80, 128, 128, 1,
+                        device.wgmma ? "a width, depth or slice that is no multiple of 64"
+                                     : "no sm_90a device or code"};
+  double least = 0;
+  const auto consider = [&](const detail::Candidate& c) {
+    if (!validate(c.config, shape, device).ok()) return;
+    if (least > 0 && c.cycles >= least) return;
+    least = c.cycles;
+    best = c.config;
+  };
+  consider(detail::resident_candidate(shape, device));
+  for (int columns : {256, 192, 128}) consider(detail::stream_candidate(shape, device, columns));
+  if (shape.tokens <= 512)  // beyond, C would be read too often
+    for (int columns : {128, 64})
+      for (int splits = 1; splits <= detail::kMaxCluster; ++splits)
+        consider(detail::small_candidate(shape, device, columns, splits));
+  return best;
+}
+
+}  // namespace bda::inline v0::cuda

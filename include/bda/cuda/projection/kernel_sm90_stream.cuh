@@ -1,0 +1,236 @@
+#pragma once
+
+#include <cstdint>
+
+#include "bda/cuda/pipeline/ring.cuh"
+#include "bda/cuda/ptx/matrix.cuh"
+#include "bda/cuda/ptx/memory.cuh"
+#include "bda/cuda/ptx/wgmma.cuh"
+
+/// Any depth on sm_90a: x and C stream through one ring, tiles of 128 tokens x kColumns.
+///
+/// One persistent CTA per multiprocessor takes every gridDim.x-th tile. Roles:
+///   producer, one thread: for each tile, first the basis channels of its rows, then pairs of
+///     chunks, 128 rows of x and kColumns columns of C, 64 rest channels each;
+///   two consumer warpgroups, 64 tokens each: start the accumulator from the basis, multiply, and
+///     store 64 columns at a time. They share the ring but not their pace: while one stores, the
+///     other has the tensor cores to itself, and the producer is already in the next tile.
+namespace bda::inline v0::cuda {
+
+struct Sm90StreamParams {
+  CUtensorMap x;             // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows
+  const void* coefficients;  // packed
+  const void* bias;          // [heads, width] or null
+  int tokens;
+  int width;
+  int chunks;          // of 64 rest channels
+  int column_blocks;   // of 64 output columns
+  int column_tiles;
+  int tiles;
+  int basis_begin;
+};
+
+namespace sm90_stream {
+
+constexpr std::uint32_t kBlockBytes = 8192;  // 64 columns x 64 channels of C
+constexpr std::uint32_t kRowsBytes = 16384;  // 128 rows x 64 channels of x
+constexpr std::uint32_t kOutputBytes = 2048;  // 16 rows x 64 columns
+
+template <int kColumns>
+struct Shared {
+  static constexpr int kBlocks = kColumns / 64;
+  static constexpr std::uint32_t kSlotBytes = kRowsBytes + kBlocks * kBlockBytes;
+  static constexpr int kSlots = 192 * 1024 / kSlotBytes;
+  alignas(1024) std::uint8_t ring[kSlots][kSlotBytes];  // x, then C; or the basis, 64 channels each
+  std::uint8_t output[8][2][kOutputBytes];              // two buffers a warp
+  RingBarriers<kSlots> barriers;
+};
+
+}  // namespace sm90_stream
+
+template <class T, int kColumns>
+__global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
+    sm90_stream_kernel(const __grid_constant__ Sm90StreamParams p) {
+#if BDA_SM90A_CODE
+  using namespace sm90_stream;
+  using Layout = Shared<kColumns>;
+  constexpr int kSlots = Layout::kSlots, kBlocks = Layout::kBlocks;
+  constexpr std::uint32_t kSlotBytes = Layout::kSlotBytes;
+  static_assert(kBlocks >= 2, "a slot must hold the basis of width 128");
+  extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
+  Layout& shared = *reinterpret_cast<Layout*>(shared_bytes);
+  const std::uint32_t ring = ptx::shared_address(shared.ring);
+  const std::uint32_t full = ptx::shared_address(shared.barriers.full);
+  const std::uint32_t empty = ptx::shared_address(shared.barriers.empty);
+
+  if (threadIdx.x == 0) {
+    shared.barriers.init(8);  // one arrival per consumer warp
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  ptx::allow_next_kernel();
+  const int width_blocks = p.width / 64;
+
+  if (threadIdx.x < 128) {
+    // ------------------------------------------------------------------ producer
+    ptx::give_up_registers<24>();
+    if (threadIdx.x != 0) return;
+    RingPosition<kSlots> at;
+    const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
+      return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + p.width;
+    };
+    const auto fetch_coefficients = [&](int slot, int first_block, int chunk) {
+      // The last tile of a row may hold fewer columns; what its slots hold there is not stored.
+      const int blocks = min(kBlocks, p.column_blocks - first_block);
+      const std::uint32_t barrier = full + 8 * slot;
+      ptx::mbarrier_arrive_expect_bytes(barrier, kRowsBytes + blocks * kBlockBytes);
+      const std::uint8_t* source =
+          static_cast<const std::uint8_t*>(p.coefficients) +
+          (static_cast<std::int64_t>(first_block) * p.chunks + chunk) * kBlockBytes;
+      for (int i = 0; i < blocks; ++i)
+        ptx::bulk_load(ring + slot * kSlotBytes + kRowsBytes + i * kBlockBytes,
+                       source + static_cast<std::int64_t>(i) * p.chunks * kBlockBytes, kBlockBytes,
+                       barrier);
+    };
+
+    // C does not depend on the kernel before: the first slots' share of it goes ahead.
+    int fetched = 0;
+    for (; fetched < min(kSlots - 1, p.chunks); ++fetched)
+      fetch_coefficients(1 + fetched, (blockIdx.x % p.column_tiles) * kBlocks, fetched);
+    ptx::wait_for_previous_kernel();
+
+    for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+      const int row = tile / p.column_tiles * 128;
+      const int first_block = tile % p.column_tiles * kBlocks;
+      ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * at.slot, width_blocks * kRowsBytes);
+      for (int i = 0; i < width_blocks; ++i)
+        ptx::tensor_load(ring + at.slot * kSlotBytes + i * kRowsBytes, p.x, full + 8 * at.slot,
+                         p.basis_begin + 64 * i, row);
+      at.advance();
+      for (int chunk = 0; chunk < p.chunks; ++chunk) {
+        if (chunk >= fetched) {
+          ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+          fetch_coefficients(at.slot, first_block, chunk);
+        }
+        ptx::tensor_load(ring + at.slot * kSlotBytes, p.x, full + 8 * at.slot, x_column(chunk),
+                         row);
+        at.advance();
+      }
+      fetched = 0;
+    }
+  } else {
+    // ------------------------------------------------------------------ consumers
+    ptx::claim_registers<240>();
+    const int t = static_cast<int>(threadIdx.x) - 128, warp = t >> 5, lane = t & 31;
+    // Fragment addresses: row l % 16 of the warp, 16-byte piece 2 j + l / 16 under the swizzle; the
+    // 16 columns j of a block of 64 are reached by XOR with 32 j.
+    const std::uint32_t piece = ((lane >> 4) ^ (lane & 7)) << 4;
+    const std::uint32_t basis_row = (warp * 16 + (lane & 15)) * 128 + piece;
+    const std::uint32_t output_row =
+        ptx::shared_address(shared.output[warp]) + (lane & 15) * 128 + piece;
+    const std::uint64_t policy = ptx::policy_evict_first();
+    RingPosition<kSlots> at;
+    const auto release = [&](int slot) {
+      if (lane == 0) ptx::mbarrier_arrive(empty + 8 * slot);
+    };
+
+    int turn = 0;  // which output buffer is next
+    float c[kColumns / 2];
+    for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+      const int row = tile / p.column_tiles * 128 + warp * 16;
+      const int first_block = tile % p.column_tiles * kBlocks;
+      const int blocks = min(kBlocks, p.column_blocks - first_block);
+
+      ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        const int within = (first_block + i) % width_blocks;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          std::uint32_t basis[4];
+          ptx::load_matrices(
+              basis, (ring + at.slot * kSlotBytes + within * kRowsBytes + basis_row) ^ (j << 5));
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float2 v = ptx::unpack_pair<T>(basis[e]);
+            c[32 * i + 8 * j + 2 * e] = v.x;
+            c[32 * i + 8 * j + 2 * e + 1] = v.y;
+          }
+        }
+      }
+      __syncwarp();
+      release(at.slot);
+      at.advance();
+      if (p.bias != nullptr) {
+#pragma unroll
+        for (int j = 0; j < kColumns / 8; ++j) {
+          const int column = first_block * 64 + 8 * j + 2 * (lane & 3);
+          if (j / 8 >= blocks) break;
+          const float2 v = ptx::unpack_pair<T>(__ldg(reinterpret_cast<const std::uint32_t*>(
+              static_cast<const T*>(p.bias) + column)));
+          c[4 * j] += v.x;
+          c[4 * j + 1] += v.y;
+          c[4 * j + 2] += v.x;
+          c[4 * j + 3] += v.y;
+        }
+      }
+
+      const auto multiply = [&] {
+        ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
+        ptx::wgmma_fence();
+        const std::uint64_t x =
+            ptx::matrix_descriptor(ring + at.slot * kSlotBytes + (warp >> 2) * (kRowsBytes / 2));
+        const std::uint64_t b = ptx::matrix_descriptor(ring + at.slot * kSlotBytes + kRowsBytes);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) ptx::wgmma<T, kColumns>(c, x + 2 * k, b + 2 * k, 1);
+        ptx::wgmma_commit();
+      };
+      // The first chunk stands before the loop: within it the compiler must see only wgmma touch
+      // the accumulator, or it serialises them.
+      multiply();
+      int before = at.slot;
+      at.advance();
+      for (int chunk = 1; chunk < p.chunks; ++chunk) {
+        multiply();
+        ptx::wgmma_wait<1>();
+        release(before);
+        before = at.slot;
+        at.advance();
+      }
+      ptx::wgmma_wait<0>();
+      release(before);
+      ptx::delivered(c);
+
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
+        if (i >= blocks) break;
+        if (lane == 0) ptx::bulk_wait_read<1>();  // the buffer's store before last has left
+        __syncwarp();
+        const std::uint32_t buffer = output_row + turn * kOutputBytes;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float* v = &c[32 * i + 8 * j];
+          ptx::store_matrices(buffer ^ (j << 5), ptx::pack_pair<T>(v[0], v[1]),
+                              ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
+                              ptx::pack_pair<T>(v[6], v[7]));
+        }
+        ptx::fence_proxy_async();
+        __syncwarp();
+        if (lane == 0) {
+          const int block = first_block + i;
+          if (row < p.tokens)
+            ptx::tensor_store(p.out, ptx::shared_address(shared.output[warp][turn]), 0, row,
+                              block % width_blocks, block / width_blocks, policy);
+          ptx::bulk_commit();
+        }
+        turn ^= 1;
+      }
+    }
+    if (lane == 0) ptx::bulk_wait_read<0>();
+  }
+#endif
+}
+
+}  // namespace bda::inline v0::cuda

@@ -1,0 +1,295 @@
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "bda/core/error.hpp"
+#include "bda/cuda/projection/kernel_simt.cuh"
+#include "bda/cuda/projection/kernel_sm80.cuh"
+#include "bda/cuda/projection/kernel_sm90_resident.cuh"
+#include "bda/cuda/projection/kernel_sm90_small.cuh"
+#include "bda/cuda/projection/kernel_sm90_stream.cuh"
+#include "bda/cuda/projection/projection.hpp"
+#include "bda/cuda/projection/tensor_maps.hpp"
+
+/// The bodies of projection.hpp: arguments to kernel parameters to launch.
+namespace bda::inline v0::cuda {
+namespace detail {
+
+inline Status device_status(const char* call, cudaError_t error) {
+  return error == cudaSuccess ? Status{}
+                              : Status::error(Status::Code::kDeviceError, call,
+                                              "success (as cudaError_t)", cudaSuccess, error);
+}
+
+struct LaunchShape {
+  dim3 grid;
+  int threads;
+  std::size_t shared_bytes;
+  int cluster = 1;
+};
+
+template <class... Params>
+Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& shape,
+              bool dependent, cudaStream_t stream, const Params&... params) {
+  if (shape.shared_bytes > 48 * 1024) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shape.shared_bytes));
+    if (error != cudaSuccess) {
+      (void)cudaGetLastError();  // reported here: the caller's next check should not find it
+      return device_status(name, error);
+    }
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (dependent) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs++].val.clusterDim.z = 1;
+  }
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params...);
+  if (error != cudaSuccess) (void)cudaGetLastError();
+  return device_status(name, error);
+}
+
+inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
+
+template <class T>
+Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
+                    const DeviceInfo& device, cudaStream_t stream) {
+  Sm90ResidentParams p{};
+  if (Status s = encode_x_map(a, 128, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 2, p.out); !s.ok()) return s;
+  const std::int64_t units = ceil_div(a.x.extent(0), 128) * a.packing.heads;
+  if (units > 0x7fffffff / 2)
+    return Status::invalid("tokens / 128 * heads", "at most", 0x7fffffff / 2, units);
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.heads = static_cast<int>(a.packing.heads);
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  p.units = static_cast<int>(units);
+  p.units_per_cta = static_cast<int>(ceil_div(units, device.multiprocessors));
+  const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))),
+                          sm90_resident::kThreads, sizeof(sm90_resident::Shared)};
+  const auto kernel = a.bias != nullptr ? sm90_resident_kernel<T, true>
+                                        : sm90_resident_kernel<T, false>;
+  return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
+}
+
+template <class T, int kColumns>
+Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  Sm90StreamParams p{};
+  if (Status s = encode_x_map(a, 128, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.width = static_cast<int>(a.packing.width);
+  p.chunks = static_cast<int>(a.packing.channel_blocks());
+  p.column_blocks = static_cast<int>(a.packing.column_blocks());
+  p.column_tiles = static_cast<int>(ceil_div(p.column_blocks, kColumns / 64));
+  const std::int64_t tiles = ceil_div(a.x.extent(0), 128) * p.column_tiles;
+  if (tiles > 0x7fffffff / 2)
+    return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
+  p.tiles = static_cast<int>(tiles);
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  const LaunchShape shape{
+      dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))), 384,
+      sizeof(sm90_stream::Shared<kColumns>)};
+  return launch("sm90_stream launch", sm90_stream_kernel<T, kColumns>, shape, a.dependent_launch,
+                stream, p);
+}
+
+template <class T, int kTokens>
+Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
+                 cudaStream_t stream) {
+  Sm90SmallParams p{};
+  if (Status s = encode_x_map(a, kTokens, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.width = static_cast<int>(a.packing.width);
+  p.chunks = static_cast<int>(a.packing.channel_blocks());
+  p.column_blocks = static_cast<int>(a.packing.column_blocks());
+  p.splits = config.splits;
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  const std::int64_t columns = ceil_div(p.column_blocks, config.tile_columns / 64);
+  const std::int64_t rows = ceil_div(a.x.extent(0), kTokens);
+  if (columns > 65535) return Status::invalid("column tiles of out", "at most", 65535, columns);
+  if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
+  const LaunchShape shape{dim3(to_grid(p.splits), to_grid(columns), to_grid(rows)),
+                          2 * config.tile_columns,
+                          static_cast<std::size_t>(small_shared_bytes(
+                              ceil_div(p.chunks, p.splits), kTokens, config.tile_columns)),
+                          config.splits};
+  return launch("sm90_small launch", sm90_small_kernel<T, kTokens>, shape, a.dependent_launch,
+                stream, p);
+}
+
+template <class T>
+Status run_sm80(const ProjectionArguments<T>& a, cudaStream_t stream) {
+  Sm80Params<T> p{};
+  p.x = a.x.data;
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.out = a.out.data;
+  p.x_stride = a.x.stride(0);
+  p.out_token_stride = a.out.stride(0);
+  p.out_head_stride = a.out.stride(1);
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.width = static_cast<int>(a.packing.width);
+  p.rest = static_cast<int>(a.packing.rest);
+  p.chunks = static_cast<int>(a.packing.channel_blocks());
+  p.column_blocks = static_cast<int>(a.packing.column_blocks());
+  p.columns = static_cast<int>(a.packing.columns());
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  p.row_tiles = static_cast<int>(ceil_div(p.tokens, 128));
+  p.column_tiles = static_cast<int>(ceil_div(p.columns, 128));
+  const std::int64_t tiles = std::int64_t{p.row_tiles} * p.column_tiles;
+  if (tiles > 0x7fffffff) return Status::invalid("tiles of out", "at most", 0x7fffffff, tiles);
+  const LaunchShape shape{dim3(to_grid(tiles)), sm80::kThreads, sizeof(sm80::Shared)};
+  return launch("sm80 launch", sm80_kernel<T>, shape, a.dependent_launch, stream, p);
+}
+
+inline Status run_simt(const ProjectionArguments<float>& a, cudaStream_t stream) {
+  SimtParams p{};
+  p.x = a.x.data;
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.out = a.out.data;
+  p.x_stride = a.x.stride(0);
+  p.out_token_stride = a.out.stride(0);
+  p.out_head_stride = a.out.stride(1);
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.width = static_cast<int>(a.packing.width);
+  p.rest = static_cast<int>(a.packing.rest);
+  p.columns = static_cast<int>(a.packing.columns());
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  p.column_tiles = static_cast<int>(ceil_div(p.columns, 64));
+  const std::int64_t tiles = ceil_div(p.tokens, 64) * p.column_tiles;
+  if (tiles > 0x7fffffff) return Status::invalid("tiles of out", "at most", 0x7fffffff, tiles);
+  // An ordinary launch: the kernel has no use for an early start.
+  return launch("simt launch", simt_kernel<float>, {dim3(to_grid(tiles)), 256, 0}, false, stream,
+                p);
+}
+
+template <class T>
+__global__ void pack_kernel(const T* coefficients, std::int64_t row_stride,
+                            PackedCoefficients layout, T* packed) {
+  const std::int64_t rows = layout.channel_blocks() * 64, columns = layout.column_blocks() * 64;
+  const std::int64_t stride = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows * columns;
+       i += stride) {
+    const std::int64_t channel = i / columns, column = i % columns;
+    const bool inside = channel < layout.rest && column < layout.columns();
+    if (!inside && layout.dtype == DType::kF32) continue;
+    packed[layout.offset(channel, column)] =
+        inside ? coefficients[channel * row_stride + column] : T{};
+  }
+}
+
+}  // namespace detail
+
+template <class T>
+DeviceInfo query_device() {
+  const auto check = [](cudaError_t error) {
+    if (error != cudaSuccess) throw Error("CUDA device", "a usable one", cudaGetErrorString(error));
+  };
+  int id = 0;
+  check(cudaGetDevice(&id));
+  DeviceInfo info;
+  check(cudaDeviceGetAttribute(&info.major, cudaDevAttrComputeCapabilityMajor, id));
+  check(cudaDeviceGetAttribute(&info.minor, cudaDevAttrComputeCapabilityMinor, id));
+  check(cudaDeviceGetAttribute(&info.multiprocessors, cudaDevAttrMultiProcessorCount, id));
+  check(cudaDeviceGetAttribute(&info.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id));
+  if constexpr (sizeof(T) == 2) {
+    // Code for another architecture than sm_90a carries a launch bound of one thread.
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, sm90_resident_kernel<T, false>));
+    info.wgmma = info.major == 9 && info.minor == 0 &&
+                 attributes.maxThreadsPerBlock >= sm90_resident::kThreads;
+  }
+  return info;
+}
+
+template <class T>
+Status pack_coefficients_on_device(const T* coefficients, std::int64_t row_stride,
+                                   const PackedCoefficients& layout, T* packed,
+                                   cudaStream_t stream) {
+  if (layout.version != PackedCoefficients::kVersion)
+    return Status::invalid("layout.version", "the version this library packs",
+                           PackedCoefficients::kVersion, layout.version);
+  if (layout.dtype != Element<T>::dtype)
+    return Status::invalid("layout.dtype", "the type of the coefficients (as DType)",
+                           static_cast<std::int64_t>(Element<T>::dtype),
+                           static_cast<std::int64_t>(layout.dtype));
+  if (layout.rest < 1) return Status::invalid("layout.rest", "at least", 1, layout.rest);
+  if (layout.columns() < 1)
+    return Status::invalid("layout.columns()", "at least", 1, layout.columns());
+  if (row_stride < layout.columns())
+    return Status::invalid("row_stride", "at least heads * width", layout.columns(), row_stride);
+  const std::int64_t padded = layout.channel_blocks() * layout.column_blocks() * 64 * 64;
+  const std::int64_t blocks = std::min<std::int64_t>(detail::ceil_div(padded, 256), 4096);
+  return detail::launch("pack launch", detail::pack_kernel<T>,
+                        {dim3(detail::to_grid(blocks)), 256, 0}, false, stream, coefficients,
+                        row_stride, layout, packed);
+}
+
+template <class T>
+Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* workspace,
+           std::size_t workspace_bytes, cudaStream_t stream) {
+  if (Status s = check_arguments(args); !s.ok()) return s;
+  if (args.x.extent(0) == 0) return {};
+  const std::size_t needed = workspace_size(args, device);
+  if (workspace_bytes < needed || (needed > 0 && workspace == nullptr))
+    return Status::error(Status::Code::kWorkspaceTooSmall, "workspace_bytes",
+                         "at least workspace_size", static_cast<std::int64_t>(needed),
+                         static_cast<std::int64_t>(workspace_bytes));
+  const ProjectionConfig config = config_for(args, device);
+  if (Status s = validate(config, args.shape(), device); !s.ok()) return s;
+  if constexpr (sizeof(T) == 4) {
+    return detail::run_simt(args, stream);
+  } else {
+    switch (config.kernel) {
+      case ProjectionKernel::kSm90Resident:
+        return detail::run_resident(args, config, device, stream);
+      case ProjectionKernel::kSm90Stream:
+        if (config.tile_columns == 128) return detail::run_stream<T, 128>(args, device, stream);
+        if (config.tile_columns == 192) return detail::run_stream<T, 192>(args, device, stream);
+        return detail::run_stream<T, 256>(args, device, stream);
+      case ProjectionKernel::kSm90Small:
+        if (config.tile_tokens == 16) return detail::run_small<T, 16>(args, config, stream);
+        if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, stream);
+        return detail::run_small<T, 64>(args, config, stream);
+      default:
+        return detail::run_sm80(args, stream);
+    }
+  }
+}
+
+}  // namespace bda::inline v0::cuda
+
+/// Puts the entry points for element type T, and their kernels, into this translation unit.
+#define BDA_INSTANTIATE_CUDA_PROJECTION(T)                                                        \
+  template ::bda::cuda::DeviceInfo bda::cuda::query_device<T>();                                  \
+  template ::bda::Status bda::cuda::pack_coefficients_on_device<T>(                               \
+      const T*, std::int64_t, const ::bda::cuda::PackedCoefficients&, T*, cudaStream_t);          \
+  template ::bda::Status bda::cuda::run<T>(const ::bda::cuda::ProjectionArguments<T>&,            \
+                                           const ::bda::cuda::DeviceInfo&, void*, std::size_t,    \
+                                           cudaStream_t)

@@ -1,0 +1,262 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+/// PTX ISA 9.7.15: the asynchronous warpgroup product of sm_90a, m64 x N x k16, fp32 accumulators.
+///
+/// Accumulator layout (figure "WGMMA .m64nNk16 register fragment layout for D"): warp w of the
+/// group holds rows 16 w to 16 w + 15; in it lane l holds, for each 8 columns j, the pairs
+/// (row l / 4, columns 8 j + 2 (l % 4), +1) in d[4 j], d[4 j + 1] and the same of row + 8 in
+/// d[4 j + 2], d[4 j + 3].
+namespace bda::inline v0::cuda::ptx {
+
+/// 9.7.15.7.1 wgmma.fence: before the first product, and whenever registers it uses were written.
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/// Waits until at most N committed groups are pending.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+/// Tells the compiler that the accumulators change here: it cannot see that a wait delivers them.
+template <int N>
+__device__ __forceinline__ void delivered(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/// 9.7.15.5.1 matrix descriptor of a K-major operand tile: rows of 64 16-bit values (128 bytes) at
+/// a pitch of 128 bytes, 128-byte swizzle, aligned to 1024 bytes. The next 16 columns of K are 2
+/// further on (the address field counts 16 bytes), the next 64 rows 512 further.
+__device__ __forceinline__ std::uint64_t matrix_descriptor(std::uint32_t shared) {
+  constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+  constexpr std::uint64_t kEightRowPitch = std::uint64_t{1024 / 16} << 32;
+  constexpr std::uint64_t kLeadingPitch = std::uint64_t{1} << 16;  // unused with this swizzle
+  return kSwizzle128 | kEightRowPitch | kLeadingPitch | ((shared & 0x3ffffu) >> 4);
+}
+
+/// 9.7.15.6 setmaxnreg: moves registers between the roles of a warp-specialised kernel.
+template <int N>
+__device__ __forceinline__ void give_up_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+template <int N>
+__device__ __forceinline__ void claim_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+#define BDA_WGMMA_LIST_4 \
+  "%0, %1, %2, %3"
+#define BDA_WGMMA_ACCUMULATORS_4 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#define BDA_WGMMA_LIST_8 \
+  "%0, %1, %2, %3, %4, %5, %6, %7"
+#define BDA_WGMMA_ACCUMULATORS_8 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), \
+  "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
+#define BDA_WGMMA_LIST_16 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define BDA_WGMMA_ACCUMULATORS_16 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), \
+  "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), \
+  "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
+#define BDA_WGMMA_LIST_32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BDA_WGMMA_ACCUMULATORS_32 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), \
+  "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), \
+  "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
+  "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), \
+  "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+  "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+  "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define BDA_WGMMA_LIST_64 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BDA_WGMMA_ACCUMULATORS_64 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), \
+  "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), \
+  "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
+  "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), \
+  "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+  "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+  "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), \
+  "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), \
+  "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
+  "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), \
+  "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
+  "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), \
+  "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+  "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), \
+  "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
+#define BDA_WGMMA_LIST_96 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define BDA_WGMMA_ACCUMULATORS_96 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), \
+  "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), \
+  "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
+  "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), \
+  "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+  "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+  "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), \
+  "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), \
+  "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
+  "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), \
+  "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
+  "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), \
+  "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+  "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), \
+  "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), \
+  "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), \
+  "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), \
+  "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), \
+  "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), \
+  "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), \
+  "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), \
+  "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), \
+  "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+#define BDA_WGMMA_LIST_128 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define BDA_WGMMA_ACCUMULATORS_128 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), \
+  "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+  "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), \
+  "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), \
+  "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), \
+  "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), \
+  "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), \
+  "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), \
+  "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), \
+  "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), \
+  "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), \
+  "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), \
+  "+f"(d[48]), "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), \
+  "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), \
+  "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), \
+  "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]), \
+  "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), \
+  "+f"(d[68]), "+f"(d[69]), "+f"(d[70]), "+f"(d[71]), \
+  "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), \
+  "+f"(d[76]), "+f"(d[77]), "+f"(d[78]), "+f"(d[79]), \
+  "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), \
+  "+f"(d[84]), "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), \
+  "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), \
+  "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), \
+  "+f"(d[96]), "+f"(d[97]), "+f"(d[98]), "+f"(d[99]), \
+  "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), \
+  "+f"(d[104]), "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), \
+  "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), \
+  "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), \
+  "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), \
+  "+f"(d[120]), "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), \
+  "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+
+// The only difference between the shapes is how many registers are listed; `accumulate` = 0 makes
+// the product overwrite d.
+#define BDA_WGMMA_SHARED(n, count, type, a, b, p)                                              \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p ", 0;\n"                              \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {"            \
+               BDA_WGMMA_LIST_##count "}, %" a ", %" b ", p, 1, 1, 0, 0;\n}"                 \
+               : BDA_WGMMA_ACCUMULATORS_##count                                               \
+               : "l"(descriptor_a), "l"(descriptor_b), "r"(accumulate))
+
+/// 9.7.15.5.2 wgmma.mma_async, both operands in shared memory: d [64, N] += a [64, 16] b [N, 16]^T.
+template <class T, int N>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descriptor_a,
+                                      std::uint64_t descriptor_b, int accumulate) {
+  constexpr bool kHalf = std::is_same_v<T, __half>;
+  static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
+  static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256);
+  if constexpr (N == 8 && kHalf)
+    BDA_WGMMA_SHARED("8", 4, "f16", "4", "5", "6");
+  if constexpr (N == 8 && !kHalf)
+    BDA_WGMMA_SHARED("8", 4, "bf16", "4", "5", "6");
+  if constexpr (N == 16 && kHalf)
+    BDA_WGMMA_SHARED("16", 8, "f16", "8", "9", "10");
+  if constexpr (N == 16 && !kHalf)
+    BDA_WGMMA_SHARED("16", 8, "bf16", "8", "9", "10");
+  if constexpr (N == 32 && kHalf)
+    BDA_WGMMA_SHARED("32", 16, "f16", "16", "17", "18");
+  if constexpr (N == 32 && !kHalf)
+    BDA_WGMMA_SHARED("32", 16, "bf16", "16", "17", "18");
+  if constexpr (N == 64 && kHalf)
+    BDA_WGMMA_SHARED("64", 32, "f16", "32", "33", "34");
+  if constexpr (N == 64 && !kHalf)
+    BDA_WGMMA_SHARED("64", 32, "bf16", "32", "33", "34");
+  if constexpr (N == 128 && kHalf)
+    BDA_WGMMA_SHARED("128", 64, "f16", "64", "65", "66");
+  if constexpr (N == 128 && !kHalf)
+    BDA_WGMMA_SHARED("128", 64, "bf16", "64", "65", "66");
+  if constexpr (N == 192 && kHalf)
+    BDA_WGMMA_SHARED("192", 96, "f16", "96", "97", "98");
+  if constexpr (N == 192 && !kHalf)
+    BDA_WGMMA_SHARED("192", 96, "bf16", "96", "97", "98");
+  if constexpr (N == 256 && kHalf)
+    BDA_WGMMA_SHARED("256", 128, "f16", "128", "129", "130");
+  if constexpr (N == 256 && !kHalf)
+    BDA_WGMMA_SHARED("256", 128, "bf16", "128", "129", "130");
+}
+
+/// The same with a in registers (the fragment `load_matrices` delivers) and N = 128.
+template <class T>
+__device__ __forceinline__ void wgmma(float (&d)[64], const std::uint32_t (&a)[4],
+                                      std::uint64_t descriptor_b) {
+#define BDA_WGMMA_REGISTERS(type)                                                              \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {"              \
+               BDA_WGMMA_LIST_64 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                  \
+               : BDA_WGMMA_ACCUMULATORS_64                                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_b))
+  if constexpr (std::is_same_v<T, __half>)
+    BDA_WGMMA_REGISTERS("f16");
+  else
+    BDA_WGMMA_REGISTERS("bf16");
+#undef BDA_WGMMA_REGISTERS
+}
+#undef BDA_WGMMA_SHARED
+#undef BDA_WGMMA_LIST_4
+#undef BDA_WGMMA_ACCUMULATORS_4
+#undef BDA_WGMMA_LIST_8
+#undef BDA_WGMMA_ACCUMULATORS_8
+#undef BDA_WGMMA_LIST_16
+#undef BDA_WGMMA_ACCUMULATORS_16
+#undef BDA_WGMMA_LIST_32
+#undef BDA_WGMMA_ACCUMULATORS_32
+#undef BDA_WGMMA_LIST_64
+#undef BDA_WGMMA_ACCUMULATORS_64
+#undef BDA_WGMMA_LIST_96
+#undef BDA_WGMMA_ACCUMULATORS_96
+#undef BDA_WGMMA_LIST_128
+#undef BDA_WGMMA_ACCUMULATORS_128
+
+}  // namespace bda::inline v0::cuda::ptx
