@@ -30,8 +30,9 @@ struct TensorView {
     }
   }
   /// A view of mutable values is a view of const ones.
-  constexpr operator TensorView<const T, Rank>() const  // NOLINT(google-explicit-constructor)
-      requires(!std::is_const_v<T>) {
+  template <class U>
+  constexpr operator TensorView<U, Rank>() const  // NOLINT(google-explicit-constructor)
+      requires(!std::is_const_v<T> && std::is_same_v<U, const T>) {
     return {data, extents, strides};
   }
 

@@ -176,8 +176,8 @@ inline Candidate small_candidate(const ProjectionShape& s, const DeviceInfo& d, 
       ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns) * splits;
   const std::int64_t resident =
       std::max<std::int64_t>(1, 227 * 1024 / (bytes + 1024)) * d.multiprocessors;
-  // What one multiprocessor takes in, at about 40 bytes a cycle.
-  const double load = static_cast<double>(bytes * ceil_div(ctas, d.multiprocessors)) / 40.0;
+  // What one multiprocessor takes in, at about 64 bytes a cycle.
+  const double load = static_cast<double>(bytes * ceil_div(ctas, d.multiprocessors)) / 64.0;
   return {{ProjectionKernel::kSm90Small, tokens, columns, splits,
            "few tokens: bound by streaming C, all of it in flight"},
           3000.0 + load + 1500.0 * static_cast<double>(ceil_div(ctas, resident)) +

@@ -55,7 +55,7 @@ template <class T>
 __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm80Params<T> p) {
 #if __CUDA_ARCH__ >= 800
   using namespace sm80;
-  extern __shared__ __align__(128) std::uint8_t shared_bytes[];
+  extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
 
   // Tiles in bands of kBandRows row tiles, rows fastest: what runs together shares its columns.

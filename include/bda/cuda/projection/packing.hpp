@@ -9,6 +9,14 @@
 #include "bda/core/dtype.hpp"
 #include "bda/core/tensor_view.hpp"
 
+// The layout's arithmetic is the same on the host and, where a CUDA compiler reads this, on the
+// device.
+#if defined(__CUDACC__)
+#define BDA_HOST_DEVICE __host__ __device__
+#else
+#define BDA_HOST_DEVICE
+#endif
+
 /// The coefficients C in the order the kernels read them: arranged once, offline, because C is a
 /// weight.
 namespace bda::inline v0::cuda {
@@ -31,11 +39,11 @@ struct PackedCoefficients {
   std::int64_t heads = 0;  // n
   std::int64_t width = 0;  // r
 
-  [[nodiscard]] constexpr std::int64_t columns() const { return heads * width; }
-  [[nodiscard]] constexpr std::int64_t column_blocks() const {
+  [[nodiscard]] BDA_HOST_DEVICE constexpr std::int64_t columns() const { return heads * width; }
+  [[nodiscard]] BDA_HOST_DEVICE constexpr std::int64_t column_blocks() const {
     return (columns() + kBlock - 1) / kBlock;
   }
-  [[nodiscard]] constexpr std::int64_t channel_blocks() const {
+  [[nodiscard]] BDA_HOST_DEVICE constexpr std::int64_t channel_blocks() const {
     return (rest + kBlock - 1) / kBlock;
   }
   /// Elements of the packed form.
@@ -46,7 +54,8 @@ struct PackedCoefficients {
   [[nodiscard]] constexpr std::int64_t bytes() const { return size() * size_of(dtype); }
 
   /// Where C[channel, column] lies in the packed form.
-  [[nodiscard]] constexpr std::int64_t offset(std::int64_t channel, std::int64_t column) const {
+  [[nodiscard]] BDA_HOST_DEVICE constexpr std::int64_t offset(std::int64_t channel,
+                                                              std::int64_t column) const {
     if (dtype == DType::kF32) return channel * columns() + column;
     const std::int64_t tile = (column / kBlock) * channel_blocks() + channel / kBlock;
     const std::int64_t row = column % kBlock, within = channel % kBlock;

@@ -1,0 +1,121 @@
+#include "reference.hpp"
+
+#include <cuda_runtime.h>
+
+namespace bda_test {
+namespace {
+
+template <class T>
+__global__ void fill_kernel(T* data, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+                            std::uint64_t seed, float scale) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows * columns;
+       i += std::int64_t{gridDim.x} * blockDim.x) {
+    // splitmix64, then Box-Muller.
+    std::uint64_t z = (static_cast<std::uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull +
+                      seed * 0xd1b54a32d192ed03ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    z ^= z >> 31;
+    const float u = (static_cast<float>(z >> 40) + 1.0f) * 0x1p-24f;
+    const float v = static_cast<float>(z & 0xffffffu) * 0x1p-24f;
+    data[i / columns * stride + i % columns] =
+        static_cast<T>(scale * sqrtf(-2.0f * logf(u)) * cospif(2.0f * v));
+  }
+}
+
+/// The bound on |out - exact|, with s the exact value and a = |x_S| + |b| + sum |x| |C|:
+/// rounding the result to T costs u |s| (plus half the smallest subnormal). The fp32 sum: a tensor
+/// core adds 16 products and the accumulator, each of the 17 terms cut to no less than 2^-23 of the
+/// largest, which is at most a; an fp32 chain rounds each of its steps by 2^-24 of at most a. With
+/// rest + 32 terms in all (basis, bias, splits), 2^-23 (rest + 32) a covers both.
+struct Operands {  // of ProjectionArguments, as plain values for the device
+  std::int64_t tokens, rest, width, columns, begin, x_stride, token_stride, head_stride;
+  double unit;  // unit roundoff of T
+};
+
+template <class T>
+__global__ void compare_kernel(Operands p, const T* x_data, const T* coefficients, const T* bias,
+                               const T* out_data, Comparison* result) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       i < p.tokens * p.columns; i += std::int64_t{gridDim.x} * blockDim.x) {
+    const std::int64_t token = i / p.columns, column = i % p.columns;
+    const T* x = x_data + token * p.x_stride;
+    double sum = static_cast<double>(static_cast<float>(x[p.begin + column % p.width]));
+    double size = fabs(sum);
+    if (bias != nullptr) {
+      const double b = static_cast<double>(static_cast<float>(bias[column]));
+      sum += b;
+      size += fabs(b);
+    }
+    for (std::int64_t k = 0; k < p.rest; ++k) {
+      const double v =
+          static_cast<double>(static_cast<float>(x[k < p.begin ? k : k + p.width])) *
+          static_cast<double>(static_cast<float>(coefficients[k * p.columns + column]));
+      sum += v;
+      size += fabs(v);
+    }
+    const double out = static_cast<double>(static_cast<float>(
+        out_data[token * p.token_stride + column / p.width * p.head_stride + column % p.width]));
+    const double bound =
+        p.unit * fabs(sum) + 0x1p-23 * static_cast<double>(p.rest + 32) * size + 0x1p-25;
+    const double error = fabs(out - sum);
+    atomicAdd(&result->checked, 1ull);
+    if (!(error <= bound)) atomicAdd(&result->wrong, 1ull);
+    if (error == error)
+      atomicMax(reinterpret_cast<unsigned long long*>(&result->worst),
+                static_cast<unsigned long long>(__double_as_longlong(error / bound)));
+  }
+}
+
+template <class T>
+__global__ void count_poison(const T* buffer, std::int64_t elements, Comparison* result) {
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < elements;
+       i += std::int64_t{gridDim.x} * blockDim.x) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(buffer + i);
+    bool poisoned = true;
+    for (unsigned b = 0; b < sizeof(T); ++b) poisoned = poisoned && bytes[b] == kPoison;
+    if (poisoned) atomicAdd(&result->poisoned, 1ull);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void fill_normal(T* data, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+                 std::uint64_t seed, float scale) {
+  fill_kernel<<<512, 256>>>(data, rows, columns, stride, seed, scale);
+}
+
+template <class T>
+Comparison compare(const bda::cuda::ProjectionArguments<T>& args, const T* coefficients,
+                   const T* buffer, std::int64_t elements) {
+  Comparison* device = nullptr;
+  Comparison host;
+  host.wrong = ~0ull;  // what a failed launch leaves
+  if (cudaMalloc(&device, sizeof(Comparison)) != cudaSuccess) return host;
+  cudaMemset(device, 0, sizeof(Comparison));
+  const double unit = sizeof(T) == 4                          ? 0x1p-24
+                      : args.shape().dtype == bda::DType::kF16 ? 0x1p-11
+                                                               : 0x1p-8;
+  const Operands operands{args.x.extent(0),  args.packing.rest,  args.packing.width,
+                          args.packing.columns(), args.basis_begin, args.x.stride(0),
+                          args.out.stride(0), args.out.stride(1), unit};
+  compare_kernel<T><<<2048, 256>>>(operands, args.x.data, coefficients, args.bias, args.out.data,
+                                   device);
+  count_poison<T><<<512, 256>>>(buffer, elements, device);
+  if (cudaDeviceSynchronize() == cudaSuccess)
+    cudaMemcpy(&host, device, sizeof(Comparison), cudaMemcpyDeviceToHost);
+  cudaFree(device);
+  return host;
+}
+
+#define BDA_TEST_INSTANTIATE(T)                                                                \
+  template void fill_normal<T>(T*, std::int64_t, std::int64_t, std::int64_t, std::uint64_t,    \
+                               float);                                                         \
+  template Comparison compare<T>(const bda::cuda::ProjectionArguments<T>&, const T*, const T*, \
+                                 std::int64_t);
+BDA_TEST_INSTANTIATE(__half)
+BDA_TEST_INSTANTIATE(__nv_bfloat16)
+BDA_TEST_INSTANTIATE(float)
+
+}  // namespace bda_test

@@ -1,0 +1,108 @@
+#include <catch2/catch_test_macros.hpp>
+#include <set>
+#include <string>
+
+#include "bda/cuda/projection/config.hpp"
+
+// The choice of kernel is host arithmetic: no GPU needed here.
+namespace {
+
+using bda::DType;
+using bda::cuda::DeviceInfo;
+using bda::cuda::pick;
+using bda::cuda::ProjectionConfig;
+using bda::cuda::ProjectionKernel;
+using bda::cuda::ProjectionShape;
+using bda::cuda::validate;
+
+constexpr DeviceInfo kH100{9, 0, 132, 232448, true};
+constexpr DeviceInfo kH100WithoutSm90aCode{9, 0, 132, 232448, false};
+constexpr DeviceInfo kA100{8, 0, 108, 166912, false};
+constexpr DeviceInfo kAda{8, 9, 128, 101376, false};
+
+ProjectionShape deepseek(std::int64_t tokens, std::int64_t heads = 128) {
+  return {DType::kF16, tokens, 512, 128, heads, 0};
+}
+
+}  // namespace
+
+TEST_CASE("every choice is one its kernel accepts", "[cuda][config]") {
+  for (const DeviceInfo& device : {kH100, kH100WithoutSm90aCode, kA100, kAda})
+    for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32})
+      for (std::int64_t width : {8, 32, 64, 80, 96, 128, 192, 256})
+        for (std::int64_t rest : {8, 64, 384, 448, 704, 1408, 1920, 4096})
+          for (std::int64_t heads : {1, 3, 12, 16, 128})
+            for (std::int64_t begin : {0, 8, 64})
+              for (std::int64_t tokens : {1, 2, 16, 17, 64, 65, 127, 128, 129, 512, 513, 70000}) {
+                if (begin > rest) continue;
+                const ProjectionShape s{dtype, tokens, rest + width, width, heads, begin};
+                const ProjectionConfig c = pick(s, device);
+                INFO(name_of(c.kernel) << ' ' << c.tile_tokens << 'x' << c.tile_columns << " splits "
+                                       << c.splits << " for width " << width << " rest " << rest);
+                const bda::Status status = validate(c, s, device);
+                INFO(status.message());
+                if (!status.ok() || c.why[0] == 0) FAIL("not accepted");
+              }
+}
+
+TEST_CASE("the choice follows shape, type and device", "[cuda][config]") {
+  CHECK(pick(deepseek(32768), kH100).kernel == ProjectionKernel::kSm90Resident);
+  CHECK(pick(deepseek(4096), kH100).kernel == ProjectionKernel::kSm90Resident);
+  CHECK(pick(deepseek(1), kH100).kernel == ProjectionKernel::kSm90Small);
+  CHECK(pick(deepseek(64), kH100).kernel == ProjectionKernel::kSm90Small);
+  CHECK(pick(deepseek(4096), kH100WithoutSm90aCode).kernel == ProjectionKernel::kSm80);
+  CHECK(pick(deepseek(4096), kA100).kernel == ProjectionKernel::kSm80);
+
+  ProjectionShape deep = deepseek(8192, 16);
+  deep.kv_dim = 2048;
+  CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm90Stream);
+  deep.basis_begin = 8;  // cuts a tile of 64 channels
+  CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm80);
+
+  ProjectionShape single = deepseek(4096);
+  single.dtype = DType::kF32;
+  CHECK(pick(single, kH100).kernel == ProjectionKernel::kSimt);
+}
+
+TEST_CASE("few tokens fill the device: more splits where there are fewer columns",
+          "[cuda][config]") {
+  const ProjectionConfig many = pick(deepseek(16, 128), kH100);
+  CHECK(many.kernel == ProjectionKernel::kSm90Small);
+  CHECK(many.splits == 1);
+  CHECK(many.tile_tokens == 16);
+  ProjectionShape deep{DType::kBF16, 16, 2048, 128, 16, 0};
+  const ProjectionConfig few = pick(deep, kH100);
+  CHECK(few.kernel == ProjectionKernel::kSm90Small);
+  CHECK(few.splits > 1);
+}
+
+TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config]") {
+  const auto message = [](ProjectionConfig c, const ProjectionShape& s, const DeviceInfo& d) {
+    const bda::Status status = validate(c, s, d);
+    CHECK(status.code() == bda::Status::Code::kUnsupported);
+    return status.message();
+  };
+  const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1, ""};
+  CHECK(message(resident, deepseek(64), kA100).find("9.0") != std::string::npos);
+  ProjectionShape s = deepseek(64);
+  s.kv_dim = 640;
+  CHECK(message(resident, s, kH100) == "rest: expected 384 (sm90_resident) = 384, got 512");
+  s = deepseek(64);
+  s.basis_begin = 8;
+  CHECK(message(resident, s, kH100).find("got 8") != std::string::npos);
+  s.dtype = DType::kF32;
+  CHECK(message(resident, s, kH100).find("fp16 or bf16") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSimt, 64, 64, 1, ""}, deepseek(1), kH100).find("fp32") !=
+        std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Small, 16, 64, 7, ""}, deepseek(1), kH100)
+            .find("got 7") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Small, 8, 64, 1, ""}, deepseek(1), kH100)
+            .find("tile_tokens") != std::string::npos);
+  ProjectionShape deep{DType::kF16, 64, 4096, 128, 16, 0};  // 62 chunks do not fit at once
+  CHECK(message({ProjectionKernel::kSm90Small, 64, 128, 1, ""}, deep, kH100)
+            .find("shared memory") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Stream, 128, 64, 1, ""}, deepseek(64), kH100)
+            .find("got 64") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm80, 64, 64, 1, ""}, deepseek(64), kH100)
+            .find("tile_tokens") != std::string::npos);
+}
