@@ -1,0 +1,12 @@
+# What bda's own executables have in common; nothing here reaches a user of the library.
+function(bda_target_defaults target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion
+                                           $<$<BOOL:${BDA_NATIVE}>:-march=native>)
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  target_link_libraries(${target} PRIVATE bda::bda bda::checkpoint)
+endfunction()
+
+function(bda_add_executable target)
+  add_executable(${target} ${ARGN})
+  bda_target_defaults(${target})
+endfunction()
