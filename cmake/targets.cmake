@@ -8,5 +8,6 @@ endfunction()
 
 function(bda_add_executable target)
   add_executable(${target} ${ARGN})
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
   bda_target_defaults(${target})
 endfunction()
