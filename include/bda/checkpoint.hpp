@@ -5,5 +5,6 @@
 #include "bda/checkpoint/convert.hpp"
 #include "bda/checkpoint/load.hpp"
 #include "bda/checkpoint/safetensors.hpp"
+#include "bda/checkpoint/safetensors_writer.hpp"
 #include "bda/checkpoint/tensor_store.hpp"
 #include "bda/checkpoint/transformer.hpp"
