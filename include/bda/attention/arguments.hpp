@@ -29,19 +29,19 @@ struct AttentionMask {
   const std::int64_t* key_lengths = nullptr;  // [batch], and j < key_lengths[b]; null for all keys
   /// [heads, queries, keys], or empty: added to the scaled (and capped) logits: ALiBi, T5, or any
   /// mask of a caller's own as -inf.
-  TensorView<const C, 3> bias;
+  TensorView<const C, 3> bias{};
 };
 
 /// The operands of one attention layer. C is the type of activations: double for weights stored in
 /// double, else float. Every view needs unit stride in its last dimension.
 template <class C>
 struct AttentionArguments {
-  TensorView<const C, 3> x;  // [batch, queries, hidden_dim]
+  TensorView<const C, 3> x{};  // [batch, queries, hidden_dim]
   /// Null data: self-attention. Else cross-attention to [batch, keys, context_dim]; with a cache, a
   /// context of extent 0 in keys (and data not null) attends to what the cache holds already.
-  TensorView<const C, 3> context;
-  TensorView<C, 3> out;  // [batch, queries, out_dim]
-  AttentionMask<C> mask;
+  TensorView<const C, 3> context{};
+  TensorView<C, 3> out{};  // [batch, queries, out_dim]
+  AttentionMask<C> mask{};
   LatentProducts latent_products = LatentProducts::kMaterialized;
 
   [[nodiscard]] bool is_cross_attention() const { return context.data != nullptr; }
