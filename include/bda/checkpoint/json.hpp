@@ -12,6 +12,10 @@ namespace bda::inline v0::checkpoint {
 
 using Json = nlohmann::json;
 
+/// Far deeper than any checkpoint's, and shallow enough that walking a value cannot exhaust the
+/// stack.
+inline constexpr int kDeepestNesting = 64;
+
 /// At most this much of a value is quoted in an error.
 inline constexpr std::size_t kLongestQuote = 120;
 
@@ -23,11 +27,15 @@ inline constexpr std::size_t kLongestQuote = 120;
 }
 
 /// Parses one JSON object. Throws `Error` on malformed text, on anything but an object at the top,
-/// and on a key that stands twice in the same object: parsers differ in which of the two they keep,
-/// so such a file has no single meaning. `name` is the file's, for the error.
+/// on nesting deeper than `kDeepestNesting`, and on a key that stands twice in the same object:
+/// parsers differ in which of the two they keep, so such a file has no single meaning. `name` is
+/// the file's, for the error.
 [[nodiscard]] inline Json parse_json_object(std::string_view text, const std::string& name) {
   std::vector<std::set<std::string>> open_objects;  // the keys seen in each enclosing object
-  const auto track_keys = [&](int, Json::parse_event_t event, Json& parsed) {
+  const auto track_keys = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth > kDeepestNesting)
+      throw Error(name, "nesting of at most " + std::to_string(kDeepestNesting) + " levels",
+                  std::to_string(depth) + " levels");
     if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
     if (event == Json::parse_event_t::object_end) open_objects.pop_back();
     if (event == Json::parse_event_t::key &&

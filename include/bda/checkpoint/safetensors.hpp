@@ -41,6 +41,13 @@ inline constexpr std::array<ElementType, 22> kElementTypes{{
     {"U64", 64},        {"C64", 64},
 }};
 
+/// The type of that name; null for none.
+[[nodiscard]] constexpr const ElementType* find_element_type(std::string_view name) {
+  const auto* found = std::find_if(kElementTypes.begin(), kElementTypes.end(),
+                                   [&](const ElementType& t) { return t.name == name; });
+  return found == kElementTypes.end() ? nullptr : found;
+}
+
 /// One tensor of an open file; its bytes live as long as the file does.
 struct Tensor {
   std::string name;
@@ -163,9 +170,9 @@ class SafetensorsFile {
       throw Error(label, "an object with dtype, shape and data_offsets", quote(value));
 
     const Json& dtype = value["dtype"];
-    const auto* known = std::find_if(kElementTypes.begin(), kElementTypes.end(),
-                                     [&](const ElementType& t) { return dtype == t.name; });
-    if (known == kElementTypes.end())
+    const ElementType* known =
+        dtype.is_string() ? find_element_type(dtype.get<std::string>()) : nullptr;
+    if (known == nullptr)
       throw Error(label + ".dtype", "a type of the safetensors format", quote(dtype));
     entry.tensor.type = *known;
 
