@@ -66,4 +66,27 @@ struct YarnScaling {
   return f;
 }
 
+/// The parameters of Llama 3.1's scaling, by their names in config.json.
+struct Llama3Scaling {
+  double factor = 8;
+  double low_freq_factor = 1, high_freq_factor = 4;  // in rotations per original window
+  double original_max_position_embeddings = 8192;
+};
+
+/// Frequencies divided by `factor` below `low_freq_factor` rotations per original window, kept
+/// above `high_freq_factor`, blended between linearly in the number of rotations.
+[[nodiscard]] inline std::vector<double> llama3_frequencies(std::int64_t rope_dim, double theta,
+                                                            const Llama3Scaling& scaling) {
+  std::vector<double> f = rope_frequencies(rope_dim, theta);
+  for (double& frequency : f) {
+    const double rotations =
+        scaling.original_max_position_embeddings * frequency / (2 * std::numbers::pi);
+    const double kept = std::clamp((rotations - scaling.low_freq_factor) /
+                                       (scaling.high_freq_factor - scaling.low_freq_factor),
+                                   0.0, 1.0);
+    frequency = frequency / scaling.factor * (1 - kept) + frequency * kept;
+  }
+  return f;
+}
+
 }  // namespace bda::inline v0

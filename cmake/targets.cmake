@@ -1,0 +1,17 @@
+# What bda's own executables have in common; nothing here reaches a user of the library.
+function(bda_target_defaults target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion
+                                           $<$<BOOL:${BDA_NATIVE}>:-march=native>)
+  # GCC 12 warns of its own AVX-512 intrinsics (GCC bug 105593).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    target_compile_options(${target} PRIVATE -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
+  set_target_properties(${target} PROPERTIES CXX_EXTENSIONS OFF)
+  target_link_libraries(${target} PRIVATE bda::bda bda::checkpoint)
+endfunction()
+
+function(bda_add_executable target)
+  add_executable(${target} ${ARGN})
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
+  bda_target_defaults(${target})
+endfunction()

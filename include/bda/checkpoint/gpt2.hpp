@@ -1,0 +1,91 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+
+#include "bda/checkpoint/config.hpp"
+#include "bda/checkpoint/weight_reader.hpp"
+
+/// GPT-2: multi-head attention with biases and learned positions. Its linear layers ("Conv1D") are
+/// stored [in, out], which is the library's own layout.
+namespace bda::inline v0::checkpoint {
+
+[[nodiscard]] inline AttentionConfig attention_config(const Gpt2Config& c, std::int64_t layer) {
+  AttentionConfig a;
+  a.query_dim = a.kv_dim = a.out_dim = c.n_embd;
+  a.heads = a.kv_heads = c.n_head;
+  a.qk_dim = a.v_dim = c.n_embd / c.n_head;
+  a.scale = c.scale_attn_weights ? 1 / std::sqrt(static_cast<double>(a.qk_dim)) : 1;
+  if (c.scale_attn_by_inverse_layer_idx) a.scale /= static_cast<double>(layer + 1);
+  return a;
+}
+
+template <Storage T>
+[[nodiscard]] WeightReader<T> weight_reader(const Gpt2Config&, const TensorStore& store) {
+  return {store, "transformer.", "wte.weight"};
+}
+
+namespace detail {
+
+template <Storage T>
+[[nodiscard]] Linear<T> read_conv1d(WeightReader<T>& weights, const std::string& name,
+                                    std::int64_t in, std::int64_t out) {
+  return {weights.matrix(name + ".weight", in, out), weights.vector(name + ".bias", out)};
+}
+
+}  // namespace detail
+
+template <Storage T>
+[[nodiscard]] AttentionWeights<T> read_attention(const Gpt2Config& c, std::int64_t layer,
+                                                 WeightReader<T>& weights) {
+  const std::string name = "h." + std::to_string(layer) + ".attn.";
+  const std::int64_t hidden = c.n_embd;
+  const Linear<T> qkv = detail::read_conv1d(weights, name + "c_attn", hidden, 3 * hidden);
+  Linear<T> o = detail::read_conv1d(weights, name + "c_proj", hidden, hidden);
+  // c_attn's columns are [q | k | v], each [heads, head width].
+  const auto weight_part = [&](std::int64_t i) {
+    return detail::take_columns(qkv.weight, 3 * hidden, i * hidden, hidden);
+  };
+  const auto bias_part = [&](std::int64_t i) {
+    const auto begin = qkv.bias.begin() + i * hidden;
+    return std::vector<T>(begin, begin + hidden);
+  };
+
+  AttentionWeights<T> a;
+  a.config = attention_config(c, layer);
+  a.q = weight_part(0);
+  a.q_bias = bias_part(0);
+  a.k = {weight_part(1), bias_part(1), std::nullopt};
+  a.v = {weight_part(2), bias_part(2), std::nullopt};
+  a.o = std::move(o.weight);
+  a.o_bias = std::move(o.bias);
+  return a;
+}
+
+template <Storage T>
+[[nodiscard]] TransformerWeights<T> read_transformer(const Gpt2Config& c,
+                                                     WeightReader<T>& weights) {
+  TransformerWeights<T> model;
+  model.model_type = "gpt2";
+  model.max_positions = c.n_positions;
+  model.embedding = weights.matrix("wte.weight", c.vocab_size, c.n_embd);
+  model.positions = weights.matrix("wpe.weight", c.n_positions, c.n_embd);
+  for (std::int64_t i = 0; i < c.n_layer; ++i) {
+    const std::string name = "h." + std::to_string(i);
+    model.layers.push_back(
+        {weights.layer_norm(name + ".ln_1", c.n_embd, c.layer_norm_epsilon),
+         read_attention(c, i, weights),
+         weights.layer_norm(name + ".ln_2", c.n_embd, c.layer_norm_epsilon),
+         PlainMlp<T>{detail::read_conv1d(weights, name + ".mlp.c_fc", c.n_embd, c.n_inner),
+                     detail::read_conv1d(weights, name + ".mlp.c_proj", c.n_inner, c.n_embd),
+                     c.activation_function}});
+  }
+  model.final_norm = weights.layer_norm("ln_f", c.n_embd, c.layer_norm_epsilon);
+  model.lm_head = weights.lm_head(c.tie_word_embeddings, "wte.weight", c.vocab_size, c.n_embd);
+  // Older files also store the causal mask.
+  weights.refuse_unread({".attn.bias", ".attn.masked_bias"});
+  return model;
+}
+
+}  // namespace bda::inline v0::checkpoint

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+
+#include "bda/checkpoint/config.hpp"
+#include "bda/checkpoint/weight_reader.hpp"
+
+/// The Llama family: grouped-query attention with rotary embedding over the whole head.
+namespace bda::inline v0::checkpoint {
+
+[[nodiscard]] inline AttentionConfig attention_config(const LlamaConfig& c, std::int64_t) {
+  AttentionConfig a;
+  a.query_dim = a.kv_dim = a.out_dim = c.hidden_size;
+  a.heads = c.num_attention_heads;
+  a.kv_heads = c.num_key_value_heads;
+  a.rope_dim = a.v_dim = c.head_dim;
+  a.rope = c.rope;
+  a.scale = 1 / std::sqrt(static_cast<double>(c.head_dim));
+  return a;
+}
+
+template <Storage T>
+[[nodiscard]] WeightReader<T> weight_reader(const LlamaConfig&, const TensorStore& store) {
+  return {store, "model.", "embed_tokens.weight"};
+}
+
+template <Storage T>
+[[nodiscard]] AttentionWeights<T> read_attention(const LlamaConfig& c, std::int64_t layer,
+                                                 WeightReader<T>& weights) {
+  const std::string name = "layers." + std::to_string(layer) + ".self_attn.";
+  const std::int64_t hidden = c.hidden_size;
+  const std::int64_t q_width = c.num_attention_heads * c.head_dim;
+  const std::int64_t kv_width = c.num_key_value_heads * c.head_dim;
+  Linear<T> q = weights.linear(name + "q_proj", hidden, q_width, c.attention_bias);
+  Linear<T> k = weights.linear(name + "k_proj", hidden, kv_width, c.attention_bias);
+  Linear<T> v = weights.linear(name + "v_proj", hidden, kv_width, c.attention_bias);
+  Linear<T> o = weights.linear(name + "o_proj", q_width, hidden, c.attention_bias);
+
+  AttentionWeights<T> a;
+  a.config = attention_config(c, layer);
+  a.q = std::move(q.weight);
+  a.q_bias = std::move(q.bias);
+  a.k_rope = {std::move(k.weight), std::move(k.bias), std::nullopt};
+  a.v = {std::move(v.weight), std::move(v.bias), std::nullopt};
+  a.o = std::move(o.weight);
+  a.o_bias = std::move(o.bias);
+  return a;
+}
+
+template <Storage T>
+[[nodiscard]] TransformerWeights<T> read_transformer(const LlamaConfig& c,
+                                                     WeightReader<T>& weights) {
+  TransformerWeights<T> model;
+  model.model_type = "llama";
+  model.max_positions = c.max_position_embeddings;
+  model.embedding = weights.matrix("embed_tokens.weight", c.vocab_size, c.hidden_size);
+  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
+    const std::string name = "layers." + std::to_string(i);
+    model.layers.push_back(
+        {weights.rms_norm(name + ".input_layernorm", c.hidden_size, c.rms_norm_eps),
+         read_attention(c, i, weights),
+         weights.rms_norm(name + ".post_attention_layernorm", c.hidden_size, c.rms_norm_eps),
+         weights.gated_mlp(name + ".mlp", c.hidden_size, c.intermediate_size, c.mlp_bias,
+                           c.hidden_act)});
+  }
+  model.final_norm = weights.rms_norm("norm", c.hidden_size, c.rms_norm_eps);
+  model.lm_head =
+      weights.lm_head(c.tie_word_embeddings, "embed_tokens.weight", c.vocab_size, c.hidden_size);
+  weights.refuse_unread({".rotary_emb.inv_freq"});
+  return model;
+}
+
+}  // namespace bda::inline v0::checkpoint

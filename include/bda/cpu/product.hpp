@@ -1,0 +1,239 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "bda/core/tensor_view.hpp"
+#include "bda/cpu/microkernel.hpp"
+#include "bda/cpu/packing.hpp"
+#include "bda/cpu/workers.hpp"
+#include "bda/cpu/workspace.hpp"
+
+/// The product of activations and stored weights that everything in a layer goes through.
+namespace bda::inline v0::cpu {
+
+/// out[b, t, h, :] = identity[b, t, :] + bias[h, :] + a[b, t, channels] w[:, h, :].
+///
+/// Products and sums are in C, whatever S is. Every element is summed in the same order however
+/// many threads there are. Views need unit stride in their last dimension.
+template <class C, class S>
+struct Product {
+  TensorView<const C, 3> a;                // [batch, tokens, *]
+  std::span<const std::int64_t> channels;  // [depth] those of a's that meet w; empty: the first
+  MatrixView<const S> w;                   // [depth, heads * width]
+  const C* bias = nullptr;                 // [heads * width], or null
+  TensorView<const C, 3> identity;         // [batch, tokens, width], or null data
+  TensorView<C, 4> out;                    // [batch, tokens, heads, width]
+
+  [[nodiscard]] std::int64_t rows() const { return out.extent(0) * out.extent(1); }
+  [[nodiscard]] std::int64_t depth() const { return w.extent(0); }
+  [[nodiscard]] std::int64_t cols() const { return out.extent(2) * out.extent(3); }
+};
+
+namespace detail {
+
+/// Sizes in values of C unless said otherwise, from what each piece should fit in.
+struct Blocking {
+  static constexpr std::int64_t kMaxDepth = 512;    // a panel of weights in the first-level cache
+  static constexpr std::int64_t kMaxCols = 256;     // a block of weights, with kInnerRows rows of
+  static constexpr std::int64_t kInnerRows = 256;   // activations, in the second-level cache
+  static constexpr std::int64_t kOuterRows = 1024;  // rows a packed block of weights is used for
+  static constexpr std::int64_t kStreamRows = 6;    // up to here weights are read once, unpacked
+  static constexpr std::int64_t kStreamCols = 1024;
+  static constexpr std::int64_t kWorkPerThread = 1 << 18;  // multiply-adds worth starting one
+};
+
+/// The runs of columns [first, last) that lie within one head each.
+template <class Visit>
+void for_each_head_run(std::int64_t first, std::int64_t last, std::int64_t width,
+                       const Visit& visit) {
+  for (std::int64_t j = first; j < last;) {
+    const std::int64_t head = j / width, channel = j % width;
+    const std::int64_t count = std::min(width - channel, last - j);
+    visit(head, channel, j - first, count);
+    j += count;
+  }
+}
+
+/// tile [rows, stride] = what the product is added to, or (later blocks of depth) the sum so far.
+template <class C, class S>
+void load_tile(const Product<C, S>& p, std::int64_t row, std::int64_t rows, std::int64_t first,
+               std::int64_t last, bool begin, C* tile, std::int64_t stride) {
+  const std::int64_t tokens = p.out.extent(1), width = p.out.extent(3);
+  for_each_head_run(first, last, width,
+                    [&](std::int64_t h, std::int64_t channel, std::int64_t at, std::int64_t count) {
+                      std::int64_t b = row / tokens, t = row % tokens;
+                      for (std::int64_t i = 0; i < rows; ++i) {
+                        C* to = tile + i * stride + at;
+                        if (!begin) {
+                          std::copy_n(&p.out(b, t, h, channel), count, to);
+                        } else {
+                          if (p.identity.data != nullptr)
+                            std::copy_n(&p.identity(b, t, channel), count, to);
+                          else
+                            std::fill_n(to, count, C(0));
+                          if (p.bias != nullptr) {
+                            const C* bias = p.bias + h * width + channel;
+                            for (std::int64_t j = 0; j < count; ++j) to[j] += bias[j];
+                          }
+                        }
+                        if (++t == tokens) t = 0, ++b;
+                      }
+                    });
+}
+
+template <class C, class S>
+void store_tile(const Product<C, S>& p, std::int64_t row, std::int64_t rows, std::int64_t first,
+                std::int64_t last, const C* tile, std::int64_t stride) {
+  const std::int64_t tokens = p.out.extent(1), width = p.out.extent(3);
+  for_each_head_run(first, last, width,
+                    [&](std::int64_t h, std::int64_t channel, std::int64_t at, std::int64_t count) {
+                      std::int64_t b = row / tokens, t = row % tokens;
+                      for (std::int64_t i = 0; i < rows; ++i) {
+                        std::copy_n(tile + i * stride + at, count, &p.out(b, t, h, channel));
+                        if (++t == tokens) t = 0, ++b;
+                      }
+                    });
+}
+
+/// A few rows: bound by reading the weights, so each is read once, in storage order.
+template <class C, class S>
+void stream_columns(const Product<C, S>& p, std::int64_t first, std::int64_t last, C* sums) {
+  const std::int64_t count = last - first;
+  load_tile(p, 0, p.rows(), first, last, true, sums, count);
+  for (std::int64_t k = 0; k < p.depth(); ++k) {
+    const Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>> w(&p.w(k, first), count);
+    const std::int64_t channel = p.channels.empty() ? k : p.channels[static_cast<std::size_t>(k)];
+    RowCursor<const C> a(p.a, 0);
+    for (std::int64_t i = 0; i < p.rows(); ++i, a.next())
+      Eigen::Map<Eigen::Array<C, Eigen::Dynamic, 1>>(sums + i * count, count) +=
+          a.data()[channel] * w.template cast<C>();
+  }
+  store_tile(p, 0, p.rows(), first, last, sums, count);
+}
+
+/// A block of columns for rows [row, row + rows), whose activations `packed` holds.
+template <class C, class S>
+void multiply_block(const Product<C, S>& p, std::int64_t row, std::int64_t rows, std::int64_t first,
+                    std::int64_t last, const C* packed, C* weights) {
+  constexpr std::int64_t kCols = TileShape<C>::kCols, kRows = TileShape<C>::kRows;
+  const std::int64_t depth_blocks =
+      std::max<std::int64_t>(ceil_div(p.depth(), Blocking::kMaxDepth), 1);
+  const std::int64_t row_blocks = ceil_div(rows, Blocking::kInnerRows);
+  alignas(Arena::kAlignment) C tile[kRows * kCols];
+  for (std::int64_t d = 0; d < depth_blocks; ++d) {
+    const Share depth(p.depth(), depth_blocks, d);
+    if (depth.size() > 0)
+      pack_weights(&p.w(depth.first, first), p.w.stride(0), depth.size(), last - first, weights);
+    for (std::int64_t block = 0; block < row_blocks; ++block) {
+      const Share inner(rows, row_blocks, block);
+      const std::int64_t slivers = ceil_div(inner.size(), kRows);
+      for (std::int64_t j = first; j < last; j += kCols) {
+        const std::int64_t end = std::min(j + kCols, last);
+        for (std::int64_t s = 0; s < slivers; ++s) {
+          const Share sliver(inner.size(), slivers, s);
+          const std::int64_t begin = inner.first + sliver.first;
+          load_tile(p, row + begin, sliver.size(), j, end, d == 0, tile, kCols);
+          accumulate_tile(static_cast<int>(sliver.size()), depth.size(),
+                          packed + rows * depth.first + begin * depth.size(),
+                          weights + (j - first) * depth.size(), tile);
+          store_tile(p, row + begin, sliver.size(), j, end, tile, kCols);
+        }
+      }
+    }
+  }
+}
+
+/// packed = rows [row, row + rows) in the order `multiply_block` reads them: by block of depth,
+/// then by sliver.
+template <class C, class S>
+void pack_rows(const Product<C, S>& p, std::int64_t row, std::int64_t rows, C* packed,
+               int threads) {
+  constexpr std::int64_t kRows = TileShape<C>::kRows;
+  const std::int64_t depth_blocks = ceil_div(p.depth(), Blocking::kMaxDepth);
+  const std::int64_t row_blocks = ceil_div(rows, Blocking::kInnerRows);
+  parallel_for(row_blocks, threads, [&](std::int64_t block) {
+    const Share inner(rows, row_blocks, block);
+    const std::int64_t slivers = ceil_div(inner.size(), kRows);
+    for (std::int64_t d = 0; d < depth_blocks; ++d) {
+      const Share depth(p.depth(), depth_blocks, d);
+      for (std::int64_t s = 0; s < slivers; ++s) {
+        const Share sliver(inner.size(), slivers, s);
+        const std::int64_t begin = inner.first + sliver.first;
+        pack_activations(p.a, row + begin, sliver.size(), p.channels, depth.first, depth.size(),
+                         packed + rows * depth.first + begin * depth.size());
+      }
+    }
+  });
+}
+
+struct ProductScratch {
+  template <class C>
+  static ProductScratch sized(std::int64_t rows, std::int64_t depth, std::int64_t cols) {
+    constexpr std::int64_t kCols = TileShape<C>::kCols;
+    ProductScratch s;
+    if (rows <= Blocking::kStreamRows) {
+      s.worker = rows * std::min(cols, Blocking::kStreamCols);
+      return s;
+    }
+    s.packed = std::min(rows, Blocking::kOuterRows) * depth;
+    s.worker = std::min(depth, Blocking::kMaxDepth) *
+               (ceil_div(std::min(cols, Blocking::kMaxCols), kCols) * kCols);
+    const std::int64_t line = static_cast<std::int64_t>(Arena::kAlignment / sizeof(C));
+    s.worker = ceil_div(s.worker, line) * line;
+    return s;
+  }
+  std::int64_t packed = 0;  // values of C, shared
+  std::int64_t worker = 0;  // values of C, each worker
+};
+
+}  // namespace detail
+
+/// Takes from `arena` what `multiply` needs for these extents.
+template <class C>
+C* take_product_scratch(Arena& arena, std::int64_t rows, std::int64_t depth, std::int64_t cols,
+                        int threads) {
+  const auto s = detail::ProductScratch::sized<C>(rows, depth, cols);
+  const std::int64_t line = static_cast<std::int64_t>(Arena::kAlignment / sizeof(C));
+  return arena.take<C>(ceil_div(s.packed, line) * line + s.worker * std::max(threads, 1));
+}
+
+/// `scratch` as `take_product_scratch` gives it, for the same extents or larger ones.
+template <class C, class S>
+void multiply(const Product<C, S>& p, C* scratch, int threads) {
+  using detail::Blocking;
+  const std::int64_t rows = p.rows(), cols = p.cols();
+  if (rows == 0 || cols == 0) return;
+  const std::int64_t work = rows * std::max<std::int64_t>(p.depth(), 1) * cols;
+  threads = static_cast<int>(
+      std::min<std::int64_t>(std::max(threads, 1), 1 + work / Blocking::kWorkPerThread));
+  const auto sizes = detail::ProductScratch::sized<C>(rows, p.depth(), cols);
+  const std::int64_t line = static_cast<std::int64_t>(Arena::kAlignment / sizeof(C));
+  C* const workers = scratch + ceil_div(sizes.packed, line) * line;
+
+  if (rows <= Blocking::kStreamRows) {
+    parallel_for_workers(ceil_div(cols, Blocking::kStreamCols), threads,
+                         [&](std::int64_t worker, std::int64_t block) {
+                           const std::int64_t first = block * Blocking::kStreamCols;
+                           detail::stream_columns(p, first,
+                                                  std::min(first + Blocking::kStreamCols, cols),
+                                                  workers + worker * sizes.worker);
+                         });
+    return;
+  }
+  const std::int64_t row_blocks = ceil_div(rows, Blocking::kOuterRows);
+  for (std::int64_t r = 0; r < row_blocks; ++r) {
+    const Share outer(rows, row_blocks, r);
+    detail::pack_rows(p, outer.first, outer.size(), scratch, threads);
+    parallel_for_workers(ceil_div(cols, Blocking::kMaxCols), threads,
+                         [&](std::int64_t worker, std::int64_t block) {
+                           const std::int64_t first = block * Blocking::kMaxCols;
+                           detail::multiply_block(p, outer.first, outer.size(), first,
+                                                  std::min(first + Blocking::kMaxCols, cols),
+                                                  scratch, workers + worker * sizes.worker);
+                         });
+  }
+}
+
+}  // namespace bda::inline v0::cpu

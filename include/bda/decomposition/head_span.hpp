@@ -1,0 +1,86 @@
+#pragma once
+
+#include <Eigen/LU>
+#include <Eigen/QR>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bda/core/parallel.hpp"
+#include "bda/decomposition/head_factors.hpp"
+#include "bda/linalg/solve.hpp"
+
+namespace bda::inline v0 {
+
+/// One head as the selection strategies see it: Wᵀ = right leftᵀ = |W|_F span weight Oᵀ for some
+/// O with orthonormal columns.
+///
+/// What a basis costs depends on the head only through these: |B_j|² / |W|_F² is the squared norm
+/// of row j of span weight, and the coefficients are those of `span`, since every basis of the
+/// column space of `right` has the same.
+struct HeadSpan {
+  Eigen::MatrixXd span;    // U [d, r], orthonormal columns, the column space of `right`
+  Eigen::MatrixXd weight;  // N [r, r], |N|_F = 1
+
+  /// |B_j|² / |W|_F² of every channel, [d].
+  [[nodiscard]] Eigen::VectorXd basis_energy() const {
+    return (span * weight).rowwise().squaredNorm();
+  }
+};
+
+/// alpha² (noise.hpp) of a basis: `rows` are the rows of U in it, [r, r], `energy` their
+/// basis_energy. Infinity where the rows are dependent: beyond alpha = 1e12 the coefficients have
+/// no meaningful digit left in double precision.
+inline double squared_noise_amplification(const Eigen::MatrixXd& rows,
+                                          const Eigen::VectorXd& energy) {
+  // [I, Cᵀ] = rows⁻ᵀ Uᵀ up to order, so 1 + |C_j|² is the squared norm of column j of rows⁻¹
+  const Eigen::MatrixXd inverse = rows.partialPivLu().inverse();
+  const double squared = energy.dot(inverse.colwise().squaredNorm());
+  return squared < 1e24 ? squared : std::numeric_limits<double>::infinity();
+}
+
+/// Throws Error where a head's `right` has no r independent rows: then no basis exists, whatever
+/// the channels. A head whose `left` is zero has no product to be relative to: every basis is
+/// exact for it, and it counts as if its energy were spread evenly over the span.
+template <class S>
+HeadSpan head_span(const HeadFactors<S>& head, const std::string& name) {
+  const auto d = head.channels(), r = head.rank();
+  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(head.right.template cast<double>());
+  const Eigen::VectorXd pivots = qr.matrixQR().diagonal().cwiseAbs();
+  const double negligible =
+      static_cast<double>(d) * std::numeric_limits<double>::epsilon() * pivots.maxCoeff();
+  const auto rank = (pivots.array() > negligible).count();
+  if (rank < r)
+    throw Error(name + ".right", "rank " + std::to_string(r),
+                "rank " + std::to_string(rank) + " (smallest pivot " +
+                    std::to_string(pivots.minCoeff()) + ", largest " +
+                    std::to_string(pivots.maxCoeff()) + ")");
+  HeadSpan result;
+  result.span = qr.householderQ() * Eigen::MatrixXd::Identity(d, r);
+  const Eigen::MatrixXd left = linalg::condense(head.left).template cast<double>();
+  result.weight =
+      qr.matrixQR().topRows(r).template triangularView<Eigen::Upper>() * left.transpose();
+  const double norm = result.weight.norm();
+  if (norm > 0)
+    result.weight /= norm;
+  else
+    result.weight = Eigen::MatrixXd::Identity(r, r) / std::sqrt(static_cast<double>(r));
+  return result;
+}
+
+/// The spans of all heads, after `validate`.
+template <class S>
+std::vector<HeadSpan> head_spans(std::span<const HeadFactors<S>> heads, int threads) {
+  validate(heads);
+  std::vector<HeadSpan> spans(heads.size());
+  parallel_for(static_cast<std::int64_t>(heads.size()), threads, [&](std::int64_t h) {
+    const auto i = static_cast<std::size_t>(h);
+    spans[i] = head_span(heads[i], "heads[" + std::to_string(h) + "]");
+  });
+  return spans;
+}
+
+}  // namespace bda::inline v0

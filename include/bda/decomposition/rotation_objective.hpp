@@ -1,0 +1,111 @@
+#pragma once
+
+#include <Eigen/Cholesky>
+#include <Eigen/Core>
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "bda/core/parallel.hpp"
+#include "bda/decomposition/head_span.hpp"
+
+namespace bda::inline v0 {
+
+/// Sum over heads of alpha² (noise.hpp) as a function of the basis directions: orthonormal columns
+/// A [d, m], of which each head uses r consecutive ones.
+///
+/// Per head, with its span U and K = N Nᵀ (HeadSpan), X = its columns of Aᵀ times U, [r, r]:
+///   Z = (X Xᵀ + e I)⁻¹, z = diag Z, a = diag(X K Xᵀ) + e / r, alpha² = a·z, e = ridge r / d.
+/// `ridge` 0 is alpha² itself. A positive one is in units of the mean eigenvalue of X Xᵀ for random
+/// A; it stands for the head with white noise added in all d channels and has no poles.
+///
+/// Real is the precision of the search. One value with gradient costs about 12 n d r² operations.
+template <class Real>
+class RotationObjective {
+ public:
+  using Matrix = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>;
+  using Vector = Eigen::Matrix<Real, Eigen::Dynamic, 1>;
+
+  /// `columns` is m, the number of columns of A.
+  RotationObjective(Eigen::Index columns, int threads) : columns_(columns), threads_(threads) {}
+
+  /// Adds heads that use columns [first, first + r).
+  void add(const std::vector<HeadSpan>& heads, Eigen::Index first) {
+    for (const HeadSpan& head : heads)
+      terms_.push_back(
+          {head.span.cast<Real>(), (head.weight * head.weight.transpose()).cast<Real>(), first});
+  }
+
+  [[nodiscard]] std::size_t heads() const { return terms_.size(); }
+
+  /// The value at A, and its gradient [d, m] with respect to all entries of A (not projected).
+  /// Infinity, with no meaning in `gradient`, where some X is singular. The same bits for any
+  /// number of threads.
+  double operator()(const Matrix& a, double ridge, Matrix& gradient) const {
+    const auto count = static_cast<std::int64_t>(terms_.size());
+    std::vector<double> values(terms_.size());
+    std::vector<Matrix> factors(terms_.size());  // P [r, r]: a head's gradient is 2 U P
+    parallel_for(count, threads_, [&](std::int64_t t) {
+      const auto i = static_cast<std::size_t>(t);
+      values[i] = evaluate(terms_[i], a, ridge, factors[i]);
+    });
+    // Threads take rows, so that each entry is summed over heads in their order.
+    gradient.resize(a.rows(), columns_);
+    for_blocks(a.rows(), threads_, [&](Eigen::Index row, Eigen::Index size) {
+      auto out = gradient.middleRows(row, size);
+      out.setZero();
+      for (std::size_t i = 0; i < terms_.size(); ++i)
+        out.middleCols(terms_[i].first, factors[i].cols()).noalias() +=
+            terms_[i].span.middleRows(row, size) * factors[i];
+      out *= Real(2);
+    });
+    double total = 0;
+    for (double value : values) total += value;
+    return total;
+  }
+
+  /// Calls body(first, size) for consecutive blocks of [0, extent): the same for any `threads`.
+  template <class Body>
+  static void for_blocks(Eigen::Index extent, int threads, const Body& body) {
+    constexpr Eigen::Index kBlock = 64;
+    parallel_for((extent + kBlock - 1) / kBlock, threads,
+                 [&](std::int64_t b) { body(b * kBlock, std::min(kBlock, extent - b * kBlock)); });
+  }
+
+ private:
+  struct Term {
+    Matrix span;         // U [d, r]
+    Matrix weight;       // K [r, r]
+    Eigen::Index first;  // of its columns of A
+  };
+
+  static double evaluate(const Term& term, const Matrix& a, double ridge, Matrix& factor) {
+    const Eigen::Index r = term.span.cols();
+    const auto noise_energy = static_cast<Real>(ridge / static_cast<double>(term.span.rows()));
+    const Matrix x = a.middleCols(term.first, r).transpose() * term.span;
+    Matrix gram = Matrix::Zero(r, r);
+    gram.template selfadjointView<Eigen::Lower>().rankUpdate(x);
+    gram.diagonal().array() += noise_energy * static_cast<Real>(r);
+    const Eigen::LLT<Matrix, Eigen::Lower> llt(gram);
+    factor.setZero(r, r);
+    if (llt.info() != Eigen::Success) return std::numeric_limits<double>::infinity();
+    const Matrix z = llt.solve(Matrix::Identity(r, r));
+    const Vector noise = z.diagonal();
+    factor.noalias() = term.weight * x.transpose();
+    const Vector energy =
+        (factor.cwiseProduct(x.transpose()).colwise().sum().transpose().array() + noise_energy)
+            .matrix();
+    factor *= noise.asDiagonal();
+    const Matrix inner = z * energy.asDiagonal() * z;
+    factor.noalias() -= x.transpose() * inner;
+    const double value = energy.template cast<double>().dot(noise.template cast<double>());
+    return value >= 0 ? value : std::numeric_limits<double>::infinity();
+  }
+
+  Eigen::Index columns_;
+  int threads_;
+  std::vector<Term> terms_;
+};
+
+}  // namespace bda::inline v0
