@@ -64,12 +64,14 @@ constexpr bool fits_sm90(const ProjectionShape& s) {
          s.rest() > 0 && s.rest() % 64 == 0 && s.basis_begin % 64 == 0;
 }
 
-/// Shared memory of sm90_small: C and x of the CTA's channels, basis and output, barriers.
-constexpr std::int64_t small_shared_bytes(std::int64_t chunks, int tile_tokens, int tile_columns) {
+/// Shared memory of sm90_small: C and x of the CTA's channels, basis and output, the other splits'
+/// partial sums, barriers.
+constexpr std::int64_t small_shared_bytes(std::int64_t chunks, int tile_tokens, int tile_columns,
+                                          int splits) {
   const std::int64_t groups = tile_columns / 64, block = std::int64_t{tile_tokens} * 128;
-  const std::int64_t operands = chunks * (groups * 8192 + block);
-  const std::int64_t partials = groups * tile_tokens * 64 * 4;  // fp32, over the operands
-  return std::max(operands, partials) + 2 * groups * block + (chunks + 1) * 8;
+  const std::int64_t partials =
+      (splits - 1) * ceil_div(tile_tokens / 16, splits) * groups * (16 * 64 * 4);
+  return chunks * (groups * 8192 + block) + 2 * groups * block + partials + (chunks + 2) * 8;
 }
 
 constexpr int kMaxCluster = 8;  // the portable limit
@@ -132,7 +134,8 @@ constexpr int kMaxCluster = 8;  // the portable limit
         return unsupported("config.splits", "from 1 to min(rest / 64, 8)",
                            std::min<std::int64_t>(chunks, detail::kMaxCluster), config.splits);
       const std::int64_t bytes = detail::small_shared_bytes(
-          detail::ceil_div(chunks, config.splits), config.tile_tokens, config.tile_columns);
+          detail::ceil_div(chunks, config.splits), config.tile_tokens, config.tile_columns,
+          config.splits);
       if (bytes > device.shared_bytes)
         return unsupported("shared memory of sm90_small", "at most", device.shared_bytes, bytes);
       return {};
@@ -155,33 +158,34 @@ inline Candidate resident_candidate(const ProjectionShape& s, const DeviceInfo& 
   const double row_blocks = 1.0 + static_cast<double>(each) / static_cast<double>(s.heads);
   return {{ProjectionKernel::kSm90Resident, 128, 128, 1,
            "width 128 over 384 channels: x in registers, C in turn"},
-          4000.0 + 3072.0 * static_cast<double>(each) + 2500.0 * row_blocks};
+          6000.0 + 3300.0 * static_cast<double>(each) + 2500.0 * row_blocks};
 }
 
 inline Candidate stream_candidate(const ProjectionShape& s, const DeviceInfo& d, int columns) {
   const std::int64_t tiles = ceil_div(s.tokens, 128) * ceil_div(s.columns(), columns);
   const double rounds = static_cast<double>(ceil_div(tiles, d.multiprocessors));
-  const double chunk = 4.0 * columns * (columns == 128 ? 1.25 : columns == 192 ? 1.08 : 1.0);
+  const double chunk = 4.0 * columns * (columns == 128 ? 1.06 : 1.0);
   return {{ProjectionKernel::kSm90Stream, 128, columns, 1,
            "x and C stream; the tile that fills the device's last round best"},
-          4000.0 + rounds * (chunk * static_cast<double>(s.rest() / 64) + 4.0 * columns + 500.0)};
+          6000.0 + rounds * (chunk * static_cast<double>(s.rest() / 64) + 9.0 * columns + 500.0)};
 }
 
 inline Candidate small_candidate(const ProjectionShape& s, const DeviceInfo& d, int columns,
                                  int splits) {
   const int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
   const std::int64_t chunks = ceil_div(s.rest() / 64, splits);
-  const std::int64_t bytes = small_shared_bytes(chunks, tokens, columns);
+  const std::int64_t bytes = small_shared_bytes(chunks, tokens, columns, splits);
   const std::int64_t ctas =
       ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns) * splits;
   const std::int64_t resident =
       std::max<std::int64_t>(1, 227 * 1024 / (bytes + 1024)) * d.multiprocessors;
-  // What one multiprocessor takes in, at about 64 bytes a cycle.
-  const double load = static_cast<double>(bytes * ceil_div(ctas, d.multiprocessors)) / 64.0;
+  const double waves = static_cast<double>(ceil_div(ctas, resident));
+  // What one multiprocessor takes in, at about 40 bytes a cycle, and multiplies.
+  const double each = static_cast<double>(ceil_div(ctas, d.multiprocessors));
+  const double load = each * static_cast<double>(bytes) / 40.0;
   return {{ProjectionKernel::kSm90Small, tokens, columns, splits,
            "few tokens: bound by streaming C, all of it in flight"},
-          3000.0 + load + 1500.0 * static_cast<double>(ceil_div(ctas, resident)) +
-              (splits > 1 ? 700.0 : 0.0)};
+          4000.0 + load + 2000.0 * waves + (splits > 1 ? 150.0 * splits + tokens * 10.0 : 0.0)};
 }
 
 }  // namespace detail

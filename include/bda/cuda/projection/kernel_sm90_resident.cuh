@@ -12,7 +12,7 @@
 ///
 /// One persistent CTA per multiprocessor. Its work is a range of units, a unit being one head for a
 /// block of 128 tokens: 128 x 128 of the output. Roles:
-///   producer, one thread: fills a ring with C in chunks of 128 columns x 64 channels, and with the
+///   producer, one thread (two for the opening): fills a ring with C in chunks of 128 columns x 64 channels, and with the
 ///     rows of x when a row block begins;
 ///   two consumer warpgroups, 64 tokens each: hold five sixths of their rows of x in registers as
 ///     wgmma operands (all of it, and the compiler serialises every wgmma for want of registers),
@@ -33,6 +33,8 @@ struct Sm90ResidentParams {
   int basis_begin;
   int units;
   int units_per_cta;
+  bool spread;  // see HeadRange
+  int head_step;
 };
 
 namespace sm90_resident {
@@ -58,11 +60,14 @@ __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
   return static_cast<int>(ptx::block_index()) * p.units_per_cta;
 }
 
-/// What a CTA does in one row block: `count` heads from `head` on, cyclically.
+/// What a CTA does in one row block: `count` heads from `head` on, cyclically, in steps of
+/// p.head_step.
 ///
 /// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges of two
 /// CTAs are turned so that every CTA reads the heads in the same cyclic order from head 0 on: all of
 /// them then want the same part of C at about the same time, and it comes from L2.
+/// With `spread` (every CTA within one row block) the opposite: the CTAs of a row block take every
+/// step-th head, and those of different row blocks begin at different ones.
 struct HeadRange {
   int head;
   int count;
@@ -72,7 +77,9 @@ struct HeadRange {
     const int begin = max(first, block * p.heads), end = min(last, (block + 1) * p.heads);
     const bool enters_late = begin > block * p.heads, leaves_early = end < (block + 1) * p.heads;
     count = end - begin;
-    if (p.units_per_cta < p.heads || (enters_late && leaves_early))
+    if (p.spread)
+      head = static_cast<int>(ptx::block_index()) % p.heads;
+    else if (p.units_per_cta < p.heads || (enters_late && leaves_early))
       head = begin - block * p.heads;  // three or more CTAs share the block: as they come
     else if (enters_late)
       head = 0;
@@ -110,7 +117,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   if (threadIdx.x < 128) {
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
-    if (threadIdx.x != 0) return;
+    if (threadIdx.x % 32 != 0 || threadIdx.x >= 64) return;
     RingPosition<kSlots> at;
     const auto fetch_coefficients = [&](int slot, int head, int chunk) {
       const std::uint8_t* source = static_cast<const std::uint8_t*>(p.coefficients) +
@@ -125,37 +132,51 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + 128;
     };
 
-    // C does not depend on the kernel before: what fits beside the first rows of x goes ahead.
-    int fetched = 0;
-    const int first_block = first_unit(p) / p.heads;
-    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
-    {
-      const int head = HeadRange(p, first_block).head;
-      for (; fetched < kSlots - kRegisterChunks; ++fetched)
-        fetch_coefficients(kRegisterChunks + fetched, head, fetched);
-    }
-    ptx::wait_for_previous_kernel();
-
-    std::uint32_t row_parity = 0;
-    for (int block = first_block; block < end_block; ++block) {
-      const int row = block * 128;
-      for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
-        ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-        ptx::mbarrier_arrive_expect_bytes(full + 8 * at.slot, kChunkBytes);
-        ptx::tensor_load(ring + at.slot * kChunkBytes, p.x, full + 8 * at.slot, x_column(chunk),
-                         row);
-        at.advance();
-      }
-      ptx::mbarrier_wait(row_empty, row_parity ^ 1);
-      row_parity ^= 1;
+    const auto fetch_row_block = [&](int row) {  // what does not pass through the ring
       ptx::mbarrier_arrive_expect_bytes(row_full, 3 * kChunkBytes);
       for (int half = 0; half < 2; ++half)
         ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, row_full,
                          p.basis_begin + 64 * half, row);
       ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, row_full,
                        x_column(kRegisterChunks), row);
+    };
+    const auto fetch_rows = [&](int slot, int chunk, int row) {
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
+      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), row);
+    };
 
-      for (int i = 0; i < fetched; ++i) at.advance();
+    // The first round of slots needs no waiting, and two threads fill it at once: this one with C,
+    // which does not depend on the kernel before, the other one with the first rows of x.
+    const int first_block = first_unit(p) / p.heads;
+    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
+    if (threadIdx.x != 0) {
+      ptx::prefetch_tensor_map(p.x);
+      ptx::wait_for_previous_kernel();
+      for (int chunk = 0; chunk < kRegisterChunks; ++chunk)
+        fetch_rows(chunk, chunk, first_block * 128);
+      fetch_row_block(first_block * 128);
+      ptx::prefetch_tensor_map(p.out);
+      return;
+    }
+    int fetched = kSlots - kRegisterChunks;  // chunks of the first head
+    const int head = HeadRange(p, first_block).head;
+    for (int chunk = 0; chunk < fetched; ++chunk)
+      fetch_coefficients(kRegisterChunks + chunk, head, chunk);
+    for (int i = 0; i < kSlots; ++i) at.advance();
+    ptx::wait_for_previous_kernel();
+
+    std::uint32_t row_parity = 0;
+    for (int block = first_block; block < end_block; ++block) {
+      if (block != first_block) {
+        for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
+          ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+          fetch_rows(at.slot, chunk, block * 128);
+          at.advance();
+        }
+        ptx::mbarrier_wait(row_empty, row_parity);
+        row_parity ^= 1;
+        fetch_row_block(block * 128);
+      }
       HeadRange heads(p, block);
       for (; heads.count > 0; --heads.count) {
         for (int chunk = fetched; chunk < kChunks; ++chunk) {
@@ -164,7 +185,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           at.advance();
         }
         fetched = 0;
-        if (++heads.head == p.heads) heads.head = 0;
+        heads.head += p.head_step;
+        if (heads.head >= p.heads) heads.head -= p.heads;
       }
     }
   } else {
@@ -240,7 +262,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         }
       }
     };
-    const auto following = [&](int h, int steps) { return kBias ? (h + steps) % p.heads : 0; };
+    const auto following = [&](int h, int steps) {
+      return kBias ? (h + steps * p.head_step) % p.heads : 0;
+    };
 
     // The epilogue of a unit: four pieces of 32 columns, then one store a warp.
     const auto begin_store = [&] {
@@ -267,7 +291,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                           head, ptx::policy_evict_first());
         ptx::bulk_commit();
       }
-      if (++head == p.heads) head = 0;
+      head += p.head_step;
+      if (head >= p.heads) head -= p.heads;
     };
 
     // One unit into `c`; meanwhile the unit before, in `done`, is stored and its accumulator
@@ -276,7 +301,11 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
         multiply(c, chunk);
-        if (chunk > 0) {
+        if (chunk == 0) {
+          // The slots the rows of x came through. Not before these products are issued: they take
+          // the values of the last ldmatrix, so that none can still be on its way.
+          for (int i = 0; i < kRegisterChunks; ++i) release();
+        } else {
           ptx::wgmma_wait<1>();
           release();
         }
@@ -328,9 +357,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
             const std::uint32_t piece = ((2 * k + ((t >> 4) & 1)) ^ (t & 7)) << 4;
             ptx::load_matrices(a[chunk * 4 + k], ring + at.slot * kChunkBytes + row * 128 + piece);
           }
-          __syncwarp();
           at.advance();
-          release();
         }
       }
       next_is_full = false;

@@ -13,9 +13,9 @@
 ///
 /// The operands are swapped: 64 output columns are the rows of wgmma, the tokens its columns, so
 /// that 16 tokens cost a quarter of 64. One warpgroup per 64 columns. Where there are fewer slices
-/// than multiprocessors a cluster of `splits` CTAs shares the rest channels and adds its partial
-/// sums through distributed shared memory, always in rank order: the result does not depend on
-/// timing.
+/// than multiprocessors a cluster of `splits` CTAs shares the rest channels: each one sends its
+/// partial sums to the CTA that stores those tokens, which adds them in rank order: the result does
+/// not depend on timing.
 namespace bda::inline v0::cuda {
 
 struct Sm90SmallParams {
@@ -28,6 +28,7 @@ struct Sm90SmallParams {
   int column_blocks;  // of 64 output columns
   int splits;
   int basis_begin;
+  bool dependent;  // launched beside the kernel before
 };
 
 /// grid: (splits, column tiles, token tiles), clusters of (splits, 1, 1); 128 threads for each 64
@@ -46,46 +47,70 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
   const int first_chunk = rank * p.chunks / p.splits;
   const int chunks = (rank + 1) * p.chunks / p.splits - first_chunk;
 
-  // Shared memory: [most] of C, [most] of x, later overlaid by the partial sums; basis; output;
-  // barriers. detail::small_shared_bytes counts the same.
+  // Shared memory: C [most], x [most], basis, output, partial sums [splits - 1][pairs], barriers.
+  // detail::small_shared_bytes counts the same. A pair is two 8-token fragments, 16 tokens; rank r
+  // stores every splits-th pair from r on.
+  constexpr int kPairs = kTokens / 16;
+  constexpr std::uint32_t kPairBytes = 16 * 64 * 4;  // fp32, of one warpgroup
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   const std::uint32_t coefficients = ptx::shared_address(shared_bytes);
   const std::uint32_t rows = coefficients + most * groups * kBlockBytes;
-  const std::uint32_t operands = most * (groups * kBlockBytes + kRowsBytes);
-  const std::uint32_t partials = groups * kTokens * 64 * 4;
-  const std::uint32_t basis = coefficients + max(operands, partials);
+  const std::uint32_t basis = rows + most * kRowsBytes;
   const std::uint32_t output = basis + groups * kRowsBytes;
-  const std::uint32_t barriers = output + groups * kRowsBytes;  // one a chunk, then the basis'
-  const std::uint32_t basis_full = barriers + 8 * most;
+  const std::uint32_t partials = output + groups * kRowsBytes;
+  const std::uint32_t most_pairs = (kPairs + p.splits - 1) / p.splits;
+  const std::uint32_t sender_bytes = most_pairs * groups * kPairBytes;
+  const std::uint32_t barriers = partials + (p.splits - 1) * sender_bytes;  // one a chunk, and two
+  const std::uint32_t basis_full = barriers + 8 * most, partials_full = basis_full + 8;
 
   ptx::allow_next_kernel();
   if (threadIdx.x == 0) {
     for (int i = 0; i < chunks; ++i) ptx::mbarrier_init(barriers + 8 * i, 1);
     ptx::mbarrier_init(basis_full, 1);
+    ptx::mbarrier_init(partials_full, 1);
     ptx::fence_mbarrier_init();
-    ptx::fence_proxy_async();
-    const int blocks = min(groups, p.column_blocks - first_block);
-    for (int i = 0; i < chunks; ++i) {
-      ptx::mbarrier_arrive_expect_bytes(barriers + 8 * i, blocks * kBlockBytes + kRowsBytes);
-      for (int g = 0; g < blocks; ++g)
+    const int pairs = rank < kPairs ? (kPairs - 1 - rank) / p.splits + 1 : 0;
+    ptx::mbarrier_arrive_expect_bytes(partials_full,
+                                      (p.splits - 1) * pairs * groups * kPairBytes);
+  }
+  __syncthreads();
+  if (p.splits > 1) ptx::cluster_arrive();  // the others may send from here on
+
+  // One thread of each warp issues the copies of its chunks: a single one would take longer than
+  // the first bytes need to arrive.
+  const int issuer = static_cast<int>(threadIdx.x) / 32, issuers = 4 * groups;
+  if (threadIdx.x % 32 == 0) {
+    const auto fetch_coefficients = [&](int i) {
+      for (int g = 0; g < min(groups, p.column_blocks - first_block); ++g)
         ptx::bulk_load(coefficients + (i * groups + g) * kBlockBytes,
                        static_cast<const std::uint8_t*>(p.coefficients) +
                            (static_cast<std::int64_t>(first_block + g) * p.chunks + first_chunk +
                             i) * kBlockBytes,
                        kBlockBytes, barriers + 8 * i);
+    };
+    for (int i = issuer; i < chunks; i += issuers) {
+      ptx::mbarrier_arrive_expect_bytes(
+          barriers + 8 * i, min(groups, p.column_blocks - first_block) * kBlockBytes + kRowsBytes);
+      // C does not depend on the kernel before, x and out do. Where there is one to wait for, C
+      // goes ahead; else x does, so that the products keep pace with C.
+      if (p.dependent) fetch_coefficients(i);
     }
-    ptx::wait_for_previous_kernel();  // C does not depend on it, x and out do
-    ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
-    for (int g = 0; g < groups; ++g)
-      ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
-                       p.basis_begin + 64 * ((first_block + g) % width_blocks), token);
-    for (int i = 0; i < chunks; ++i) {
+    ptx::wait_for_previous_kernel();
+    if (issuer == issuers - 1) {
+      ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
+      for (int g = 0; g < groups; ++g)
+        ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
+                         p.basis_begin + 64 * ((first_block + g) % width_blocks), token);
+    }
+    for (int i = issuer; i < chunks; i += issuers) {
       const int channel = 64 * (first_chunk + i);
       ptx::tensor_load(rows + i * kRowsBytes, p.x, barriers + 8 * i,
                        channel < p.basis_begin ? channel : channel + p.width, token);
+      if (!p.dependent) fetch_coefficients(i);
     }
+    if (issuer == 0) ptx::prefetch_tensor_map(p.out);
   }
-  __syncthreads();
+  __syncwarp();
 
   // ---- the accumulator starts from the basis (in rank 0): c[4 i + ...] is 8 tokens, two columns
   const int t = static_cast<int>(threadIdx.x) & 127, warp = t >> 5, lane = t & 31;
@@ -130,33 +155,49 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
   ptx::wgmma_wait<0>();
   ptx::delivered(c);
 
-  // ---- partial sums of the cluster: rank r adds up and stores every splits-th 16 tokens
+  // ---- partial sums of the cluster to where they are stored
   if (p.splits > 1) {
-    __syncthreads();  // all products have read the operands that the partial sums overwrite
-    const std::uint32_t mine = coefficients + (group * (kTokens / 8) * 128 + t) * 16;
+    ptx::cluster_wait();
+    const std::uint32_t mine = partials + (group * 128 + t) * 16;
 #pragma unroll
-    for (int i = 0; i < kTokens / 8; ++i)
-      asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(mine + i * 128 * 16),
-                   "f"(c[4 * i]), "f"(c[4 * i + 1]), "f"(c[4 * i + 2]), "f"(c[4 * i + 3])
-                   : "memory");
-    ptx::cluster_sync();
+    for (int pair = 0; pair < kPairs; ++pair) {
+      const int owner = pair % p.splits;
+      if (owner == rank) continue;
+      const int sender = rank < owner ? rank : rank - 1;  // among the owner's senders
+      const std::uint32_t target = ptx::address_in_cluster(
+          mine + sender * sender_bytes + pair / p.splits * (groups * kPairBytes), owner);
+      const std::uint32_t barrier = ptx::address_in_cluster(partials_full, owner);
 #pragma unroll
-    for (int pair = 0; pair < kTokens / 16; ++pair) {
+      for (int i = 0; i < 2; ++i) {
+        const float* v = &c[8 * pair + 4 * i];
+        ptx::store_async(target + i * groups * (kPairBytes / 2), v[0], v[1], v[2], v[3], barrier);
+      }
+    }
+    if (rank >= kPairs) return;  // nothing to store here
+    ptx::mbarrier_wait(partials_full, 0);
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
       if (pair % p.splits != rank) continue;
 #pragma unroll
-      for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
-        float4 sum = ptx::load_from_cluster(mine + i * 128 * 16, 0);
-        for (int r = 1; r < p.splits; ++r) {
-          const float4 v = ptx::load_from_cluster(mine + i * 128 * 16, r);
+      for (int i = 0; i < 2; ++i) {
+        float* const own = &c[8 * pair + 4 * i];
+        float4 sum = make_float4(0, 0, 0, 0);
+        for (int r = 0; r < p.splits; ++r) {
+          const int sender = r < rank ? r : r - 1;
+          const float4 v =
+              r == rank ? make_float4(own[0], own[1], own[2], own[3])
+                        : ptx::load_floats(mine + sender * sender_bytes +
+                                           pair / p.splits * (groups * kPairBytes) +
+                                           i * groups * (kPairBytes / 2));
           sum.x += v.x;
           sum.y += v.y;
           sum.z += v.z;
           sum.w += v.w;
         }
-        c[4 * i] = sum.x;
-        c[4 * i + 1] = sum.y;
-        c[4 * i + 2] = sum.z;
-        c[4 * i + 3] = sum.w;
+        own[0] = sum.x;
+        own[1] = sum.y;
+        own[2] = sum.z;
+        own[3] = sum.w;
       }
     }
   }
@@ -179,7 +220,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
   }
-  if (p.splits > 1) ptx::cluster_sync();  // nobody leaves while its partial sums are being read
 #endif
 }
 

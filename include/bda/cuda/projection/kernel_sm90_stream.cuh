@@ -10,11 +10,12 @@
 /// Any depth on sm_90a: x and C stream through one ring, tiles of 128 tokens x kColumns.
 ///
 /// One persistent CTA per multiprocessor takes every gridDim.x-th tile. Roles:
-///   producer, one thread: for each tile, first the basis channels of its rows, then pairs of
-///     chunks, 128 rows of x and kColumns columns of C, 64 rest channels each;
+///   producer, one thread (two for the opening): for each tile, first the basis channels of its
+///     rows, then pairs of chunks, 128 rows of x and kColumns columns of C, 64 rest channels each;
 ///   two consumer warpgroups, 64 tokens each: start the accumulator from the basis, multiply, and
-///     store 64 columns at a time. They share the ring but not their pace: while one stores, the
-///     other has the tensor cores to itself, and the producer is already in the next tile.
+///     store 64 columns at a time. They share the ring but not their pace: the second one begins a
+///     few chunks later and stays so far behind, so that while one stores, the other has the tensor
+///     cores to itself, and the producer is already in the next tile.
 namespace bda::inline v0::cuda {
 
 struct Sm90StreamParams {
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   if (threadIdx.x < 128) {
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
-    if (threadIdx.x != 0) return;
+    if (threadIdx.x % 32 != 0 || threadIdx.x >= 64) return;
     RingPosition<kSlots> at;
     const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
       return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + p.width;
@@ -94,31 +95,48 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                        barrier);
     };
 
-    // C does not depend on the kernel before: the first slots' share of it goes ahead.
-    int fetched = 0;
-    for (; fetched < min(kSlots - 1, p.chunks); ++fetched)
-      fetch_coefficients(1 + fetched, (blockIdx.x % p.column_tiles) * kBlocks, fetched);
+    const auto fetch_basis = [&](int slot, int row) {
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, width_blocks * kRowsBytes);
+      for (int i = 0; i < width_blocks; ++i)
+        ptx::tensor_load(ring + slot * kSlotBytes + i * kRowsBytes, p.x, full + 8 * slot,
+                         p.basis_begin + 64 * i, row);
+    };
+    const auto fetch_rows = [&](int slot, int chunk, int row) {
+      ptx::tensor_load(ring + slot * kSlotBytes, p.x, full + 8 * slot, x_column(chunk), row);
+    };
+
+    // The first round of slots needs no waiting, and two threads fill it at once: this one with C,
+    // which does not depend on the kernel before, the other one with x.
+    const int tile0 = static_cast<int>(blockIdx.x);
+    const int opening = min(kSlots - 1, p.chunks);
+    if (threadIdx.x != 0) {
+      ptx::prefetch_tensor_map(p.x);
+      ptx::wait_for_previous_kernel();
+      const int row = tile0 / p.column_tiles * 128;
+      fetch_basis(0, row);
+      for (int chunk = 0; chunk < opening; ++chunk) fetch_rows(1 + chunk, chunk, row);
+      ptx::prefetch_tensor_map(p.out);
+      return;
+    }
+    for (int chunk = 0; chunk < opening; ++chunk)
+      fetch_coefficients(1 + chunk, tile0 % p.column_tiles * kBlocks, chunk);
+    for (int i = 0; i < 1 + opening; ++i) at.advance();
     ptx::wait_for_previous_kernel();
 
-    for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+    for (int tile = tile0; tile < p.tiles; tile += gridDim.x) {
       const int row = tile / p.column_tiles * 128;
       const int first_block = tile % p.column_tiles * kBlocks;
-      ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-      ptx::mbarrier_arrive_expect_bytes(full + 8 * at.slot, width_blocks * kRowsBytes);
-      for (int i = 0; i < width_blocks; ++i)
-        ptx::tensor_load(ring + at.slot * kSlotBytes + i * kRowsBytes, p.x, full + 8 * at.slot,
-                         p.basis_begin + 64 * i, row);
-      at.advance();
-      for (int chunk = 0; chunk < p.chunks; ++chunk) {
-        if (chunk >= fetched) {
-          ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-          fetch_coefficients(at.slot, first_block, chunk);
-        }
-        ptx::tensor_load(ring + at.slot * kSlotBytes, p.x, full + 8 * at.slot, x_column(chunk),
-                         row);
+      if (tile != tile0) {
+        ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+        fetch_basis(at.slot, row);
         at.advance();
       }
-      fetched = 0;
+      for (int chunk = tile == tile0 ? opening : 0; chunk < p.chunks; ++chunk) {
+        ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+        fetch_coefficients(at.slot, first_block, chunk);
+        fetch_rows(at.slot, chunk, row);
+        at.advance();
+      }
     }
   } else {
     // ------------------------------------------------------------------ consumers
@@ -136,12 +154,16 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       if (lane == 0) ptx::mbarrier_arrive(empty + 8 * slot);
     };
 
+    // The second warpgroup begins when the first one has queued so many chunks: as far apart as
+    // leaves the producer half of the slots to run ahead in.
+    const int lag = min(kSlots / 2, p.chunks - 1);
     int turn = 0;  // which output buffer is next
     float c[kColumns / 2];
     for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
       const int row = tile / p.column_tiles * 128 + warp * 16;
       const int first_block = tile % p.column_tiles * kBlocks;
       const int blocks = min(kBlocks, p.column_blocks - first_block);
+      const bool opening = tile == static_cast<int>(blockIdx.x);
 
       ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
 #pragma unroll
@@ -160,8 +182,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           }
         }
       }
-      __syncwarp();
-      release(at.slot);
+      int before = at.slot;  // the slot last read from, not yet released
       at.advance();
       if (p.bias != nullptr) {
 #pragma unroll
@@ -188,11 +209,15 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         ptx::wgmma_commit();
       };
       // The first chunk stands before the loop: within it the compiler must see only wgmma touch
-      // the accumulator, or it serialises them.
+      // the accumulator, or it serialises them. The basis is released only once these products are
+      // issued: they take its values, so that no ldmatrix can still be on its way.
+      if (opening && lag > 0 && warp >= 4) ptx::barrier_sync<1>(256);
       multiply();
-      int before = at.slot;
+      release(before);
+      before = at.slot;
       at.advance();
       for (int chunk = 1; chunk < p.chunks; ++chunk) {
+        if (opening && warp < 4 && chunk == lag) ptx::barrier_arrive<1>(256);
         multiply();
         ptx::wgmma_wait<1>();
         release(before);

@@ -29,6 +29,19 @@ __device__ __forceinline__ std::uint32_t block_index() {
   return b;
 }
 
+// ---- 9.7.13.1 barrier: named barriers of a CTA; 0 is __syncthreads'
+
+template <int kId>
+__device__ __forceinline__ void barrier_sync(int threads) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"n"(kId), "r"(threads) : "memory");
+}
+
+/// Counts this thread in without waiting.
+template <int kId>
+__device__ __forceinline__ void barrier_arrive(int threads) {
+  asm volatile("barrier.arrive.aligned %0, %1;" ::"n"(kId), "r"(threads) : "memory");
+}
+
 // ---- 9.7.13.15 mbarrier
 
 __device__ __forceinline__ void mbarrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
@@ -111,6 +124,11 @@ __device__ __forceinline__ void tensor_store(const CUtensorMap& map, std::uint32
       : "memory");
 }
 
+/// Brings the map itself to where the copy engine reads it.
+__device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 __device__ __forceinline__ void bulk_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
@@ -170,27 +188,40 @@ __device__ __forceinline__ void allow_next_kernel() {
 
 // ---- clusters
 
-__device__ __forceinline__ std::uint32_t cluster_rank() {
-  std::uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
+/// 9.7.13.4 barrier.cluster, by all threads of the cluster: what was written before the arrival is
+/// visible after the wait.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
-/// 9.7.13.4 barrier.cluster: all threads of the cluster, with release and acquire.
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile(
-      "barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-          : "memory");
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/// The four floats at `shared` (an address of this CTA's own layout) in the CTA `rank`.
-__device__ __forceinline__ float4 load_from_cluster(std::uint32_t shared, std::uint32_t rank) {
+/// 9.7.9.22 mapa: the address in the CTA `rank` of the cluster that `shared` is in this one.
+__device__ __forceinline__ std::uint32_t address_in_cluster(std::uint32_t shared,
+                                                            std::uint32_t rank) {
   std::uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(rank));
+  return remote;
+}
+
+/// 9.7.9.12 st.async: four floats to another CTA's shared memory, counted on a barrier of that CTA.
+__device__ __forceinline__ void store_async(std::uint32_t remote, float x, float y, float z,
+                                            float w, std::uint32_t remote_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], "
+      "{%1, %2, %3, %4}, [%5];" ::"r"(remote),
+      "f"(x), "f"(y), "f"(z), "f"(w), "r"(remote_barrier)
+      : "memory");
+}
+
+/// Four floats of this CTA's shared memory.
+__device__ __forceinline__ float4 load_floats(std::uint32_t shared) {
   float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(remote)
+               : "r"(shared)
                : "memory");
   return v;
 }
