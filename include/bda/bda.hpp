@@ -1,7 +1,7 @@
 #pragma once
 
-/// Everything that needs Eigen only.
-
+/// Everything that needs Eigen only: decomposition, preparation, attention on the CPU.
+#include "bda/attention/bd_attention.hpp"
 #include "bda/core/checks.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/error.hpp"
@@ -10,6 +10,11 @@
 #include "bda/core/parallel.hpp"
 #include "bda/core/status.hpp"
 #include "bda/core/tensor_view.hpp"
+#include "bda/cpu/backend.hpp"
+#include "bda/decomposition/best_slice.hpp"
+#include "bda/decomposition/joint_pivot.hpp"
+#include "bda/decomposition/latent_rotation.hpp"
+#include "bda/decomposition/noise.hpp"
 #include "bda/linalg/eigen.hpp"
 #include "bda/linalg/scalar.hpp"
 #include "bda/linalg/solve.hpp"
