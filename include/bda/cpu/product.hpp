@@ -33,14 +33,14 @@ struct Product {
 
 namespace detail {
 
-/// What is done at once. The figures suit second-level caches from 512 KiB up.
+/// What is done at once.
 struct Blocking {
-  static constexpr std::int64_t kMaxDepth = 512;  // with a sliver of rows: first-level cache
-  static constexpr std::int64_t kMaxCols = 512;   // with kMaxDepth: the weights packed at once
-  static constexpr std::int64_t kMaxRows = 1024;  // that share them
+  // A block of packed weights: 512 KiB of float, which a second-level cache holds.
+  static constexpr std::int64_t kMaxDepth = 512;
+  static constexpr std::int64_t kMaxCols = 256;
+  static constexpr std::int64_t kMaxRows = 1024;  // of activations, that share its packing
   static constexpr std::int64_t kStreamRows = 6;  // up to here weights are read once, unpacked
   static constexpr std::int64_t kStreamCols = 1024;
-  static constexpr std::int64_t kWorkPerThread = 1 << 18;  // multiply-adds worth starting one
 };
 
 /// The runs of columns [first, last) that lie within one head each.
@@ -221,9 +221,7 @@ void multiply(const Product<C, S>& p, C* scratch, int threads) {
   using detail::Blocking;
   const std::int64_t rows = p.rows(), cols = p.cols();
   if (rows == 0 || cols == 0) return;
-  const std::int64_t work = rows * std::max<std::int64_t>(p.depth(), 1) * cols;
-  threads = static_cast<int>(
-      std::min<std::int64_t>(std::max(threads, 1), 1 + work / Blocking::kWorkPerThread));
+  threads = worthwhile_threads(rows * p.depth() * cols, threads);
   const auto sizes = detail::ProductScratch::sized<C>(rows, p.depth(), cols);
   const std::int64_t line = static_cast<std::int64_t>(Arena::kAlignment / sizeof(C));
   C* const workers = scratch + ceil_div(sizes.packed, line) * line;
