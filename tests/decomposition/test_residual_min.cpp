@@ -4,6 +4,7 @@
 #include <random>
 #include <span>
 
+#include "bda/decomposition/decompose_heads.hpp"
 #include "bda/decomposition/first_r.hpp"
 #include "bda/decomposition/residual_min.hpp"
 #include "decomposition/random_heads.hpp"

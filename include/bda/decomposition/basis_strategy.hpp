@@ -3,6 +3,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -50,15 +51,24 @@ BasisStrategy parse_basis_strategy(std::string_view text, std::index_sequence<I.
       text, std::make_index_sequence<std::variant_size_v<BasisStrategy>>{});
 }
 
-/// The basis that `strategy` chooses for heads that share one. Rank-deficient heads take part with
-/// their missing directions filled (see `selection_heads`).
+/// The basis that `strategy` chooses for heads that share one. Where it looks at all channels,
+/// rank-deficient heads take part with their missing directions filled (see `SelectionHeads`).
 template <class S>
 [[nodiscard]] Basis select_basis(const BasisStrategy& strategy,
                                  std::span<const HeadFactors<S>> heads,
                                  const SelectionOptions& options = {}) {
   validate(heads);
-  const SelectionHeads<S> usable(heads, options.threads);
-  return std::visit([&](const auto& s) { return s.select(usable.heads(), options); }, strategy);
+  const auto select = [&](const auto& s) {
+    using Strategy = std::decay_t<decltype(s)>;
+    constexpr bool fixed_cuts = std::is_same_v<Strategy, FirstR> ||
+                                std::is_same_v<Strategy, LastR> ||
+                                std::is_same_v<Strategy, ResidualMin>;
+    if constexpr (fixed_cuts)
+      return s.select(heads, options);
+    else
+      return s.select(SelectionHeads<S>(heads, options.threads).heads(), options);
+  };
+  return std::visit(select, strategy);
 }
 
 }  // namespace bda::inline v0

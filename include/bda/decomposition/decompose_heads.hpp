@@ -48,15 +48,16 @@ DecomposedHeads<Work> decompose_heads(std::span<const HeadFactors<S>> heads, con
     const std::string name = "heads[" + std::to_string(h) + "]";
     out.solutions[h] = solve_head(heads[h].right, basis, i);
     const linalg::RowMatrix<Work> left = heads[h].left.template cast<Work>();
-    const linalg::RowMatrix<Work> condensed = linalg::condense(left);
+    const bool aware = rounding == Rounding::kAware && size_of(storage) == 2;
+    // Aware rounding factorises the Gram matrix, so it needs its small directions.
+    const Eigen::MatrixXd gram = aware ? linalg::gram<double>(left) : linalg::gram<Work>(left);
     if constexpr (std::is_same_v<Work, float>) {
-      out.heads[h] = rounding == Rounding::kAware && size_of(storage) == 2
-                         ? round_aware(storage, left, condensed, out.solutions[h], name)
-                         : round_plain(storage, left, out.solutions[h], name);
+      out.heads[h] = aware ? round_aware(storage, left, gram, out.solutions[h], name)
+                           : round_plain(storage, left, out.solutions[h], name);
     } else {
       out.heads[h] = round_plain(storage, left, out.solutions[h], name);
     }
-    out.report.heads[h] = report_head(left, condensed, out.solutions[h], out.heads[h]);
+    out.report.heads[h] = report_head(left, gram, out.solutions[h], out.heads[h]);
   });
   return out;
 }

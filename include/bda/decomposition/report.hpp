@@ -46,28 +46,30 @@ struct DecompositionReport {
 
 /// Measures a rounded head against W = left rightᵀ without forming either product. With
 /// D = B̂ - left Rᵀ and F = Ĉ R - rest the error is [D, D Ĉᵀ + left Fᵀ], so its norm needs only
-/// r x r Gram matrices, and nothing cancels however small it is.
+/// r x r Gram matrices, and nothing cancels however small it is. `left_gram` is leftᵀ left.
 template <class W>
-HeadReport report_head(const linalg::RowMatrix<W>& left, const linalg::RowMatrix<W>& condensed,
+HeadReport report_head(const linalg::RowMatrix<W>& left, const Eigen::MatrixXd& left_gram,
                        const HeadSolution& solution, const RoundedHead<W>& rounded) {
   using Mat = linalg::RowMatrix<W>;
   const Mat r = solution.basis.cast<W>(), rest = solution.rest.cast<W>();
-  const Mat& c = rounded.coefficients;
-  Mat d = rounded.basis;
-  d.noalias() -= left * r.transpose();
+  const Mat gram = left_gram.cast<W>();
+  const Mat &c = rounded.coefficients, &d = rounded.basis_error;
   Mat f = -rest;
   f.noalias() += c * r;
-  const Mat gram_d = d.transpose() * d;    // DᵀD
+  Mat gram_d = Mat::Zero(r.rows(), r.rows());  // DᵀD, one triangle
+  gram_d.template selfadjointView<Eigen::Lower>().rankUpdate(d.transpose());
+  gram_d.template triangularView<Eigen::StrictlyUpper>() = gram_d.transpose();
   const Mat cross = d.transpose() * left;  // Dᵀ left
   const auto sum = [](const auto& terms) { return terms.template cast<double>().sum(); };
-  const double error2 = sum(gram_d.diagonal()) + sum((c * gram_d).cwiseProduct(c)) +
-                        2 * sum((c * cross).cwiseProduct(f)) +
-                        sum((condensed * f.transpose()).cwiseAbs2());
+  // tr(A G Aᵀ), the squared norm of A Lᵀ where G = LᵀL
+  const auto squared = [&](const Mat& a, const Mat& g) { return sum((a * g).cwiseProduct(a)); };
+  const double error2 = sum(gram_d.diagonal()) + squared(c, gram_d) +
+                        2 * sum((c * cross).cwiseProduct(f)) + squared(f, gram);
 
-  const Mat b = condensed * r.transpose();
-  const double norm2 = sum(b.cwiseAbs2()) + sum((condensed * rest.transpose()).cwiseAbs2());
-  const Eigen::RowVectorXd b2 = b.colwise().squaredNorm().template cast<double>();
-  const Eigen::RowVectorXd c2 = solution.coefficients.colwise().squaredNorm();
+  const Eigen::VectorXd b2 =
+      (r * gram).cwiseProduct(r).rowwise().sum().template cast<double>();  // |B_j|²
+  const double norm2 = b2.sum() + squared(rest, gram);
+  const Eigen::VectorXd c2 = solution.coefficients.colwise().squaredNorm();
   const double noise = (b2.array() * (1 + c2.array())).sum();
 
   HeadReport report;
@@ -75,7 +77,7 @@ HeadReport report_head(const linalg::RowMatrix<W>& left, const linalg::RowMatrix
       static_cast<double>(left.rows()) * static_cast<double>(r.rows() + rest.rows());
   report.mean_squared_error = std::max(error2, 0.0) / entries;
   report.residual = norm2 > 0 ? std::sqrt(std::max(error2, 0.0) / norm2) : 0;
-  report.alpha = norm2 > 0 ? std::sqrt(noise / norm2) : 0;
+  report.alpha = norm2 > 0 ? std::sqrt(std::max(noise, 0.0) / norm2) : 0;
   report.largest_coefficient = c.size() > 0 ? static_cast<double>(c.cwiseAbs().maxCoeff()) : 0.0;
   report.rank = solution.rank;
   return report;

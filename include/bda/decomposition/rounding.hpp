@@ -25,6 +25,7 @@ template <class W>
 struct RoundedHead {
   linalg::RowMatrix<W> basis;         // B [m, r]
   linalg::RowMatrix<W> coefficients;  // C [d - r, r]
+  linalg::RowMatrix<W> basis_error;   // B - left Rᵀ [m, r]
 };
 
 namespace detail {
@@ -142,10 +143,13 @@ inline void round_successively(DType storage, linalg::RowMatrix<float>& values,
 template <class W>
 RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
                            const HeadSolution& solution, std::string_view name) {
-  const linalg::RowMatrix<W> r = solution.basis.cast<W>();
-  RoundedHead<W> rounded{left * r.transpose(), solution.coefficients.cast<W>()};
+  RoundedHead<W> rounded;
+  rounded.basis_error.noalias() = left * solution.basis.cast<W>().transpose();
+  rounded.basis = rounded.basis_error;
+  rounded.coefficients = solution.coefficients.cast<W>();
   detail::round_to(storage, rounded.basis, std::string(name) + ".basis");
   detail::round_to(storage, rounded.coefficients, std::string(name) + ".coefficients");
+  rounded.basis_error = rounded.basis - rounded.basis_error;
   return rounded;
 }
 
@@ -154,14 +158,13 @@ RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
 ///  2. C is rounded successively in the norm BᵀB + ridge;
 ///  3. B is refitted to the rounded C by least squares over all d channels;
 ///  4. B is rounded successively in the norm M Mᵀ, M = [I, Cᵀ].
-/// `condensed` is linalg::condense(left).
+/// `left_gram` is leftᵀ left.
 inline RoundedHead<float> round_aware(DType storage, const linalg::RowMatrix<float>& left,
-                                      const linalg::RowMatrix<float>& condensed,
+                                      const Eigen::MatrixXd& left_gram,
                                       const HeadSolution& solution, std::string_view name) {
   const Eigen::Index r = solution.basis.rows();
   const double u = detail::rms_rounding(storage);
-  const Eigen::MatrixXd b = condensed.cast<double>() * solution.basis.transpose();
-  const Eigen::MatrixXd gram = b.transpose() * b;  // BᵀB
+  const Eigen::MatrixXd gram = solution.basis * left_gram * solution.basis.transpose();  // BᵀB
   // The floor keeps the Gram matrix of a rank-deficient or all-zero head positive definite.
   const double floor = gram.trace() > 0 ? 1e-12 * gram.trace() / static_cast<double>(r) : 1.0;
   Eigen::MatrixXd ridged = gram;
@@ -181,6 +184,8 @@ inline RoundedHead<float> round_aware(DType storage, const linalg::RowMatrix<flo
       m_gram.llt().solve(w_m.transpose()).transpose().cast<float>();
   rounded.basis.noalias() = left * mix;
   detail::round_successively(storage, rounded.basis, m_gram, std::string(name) + ".basis");
+  rounded.basis_error = rounded.basis;
+  rounded.basis_error.noalias() -= left * solution.basis.cast<float>().transpose();
   return rounded;
 }
 

@@ -169,15 +169,16 @@ class Preparation {
   }
 
   /// Coefficients of all heads side by side, [d - r, kv_heads, r].
-  static void place_coefficients(const DecomposedHeads<Work>& done, const IndexSet& basis,
-                                 KvProjection<T>& projection) {
+  void place_coefficients(const DecomposedHeads<Work>& done, const IndexSet& basis,
+                          KvProjection<T>& projection) const {
     const auto n = static_cast<std::int64_t>(done.heads.size());
     const std::int64_t r = basis.size();
     projection.weight = Matrix<T>(basis.dim() - r, n * r);
     auto weight = linalg::map(projection.weight);
-    for (std::int64_t h = 0; h < n; ++h)
+    parallel_for(n, options_.threads, [&](std::int64_t h) {
       weight.middleCols(h * r, r) =
           done.heads[static_cast<std::size_t>(h)].coefficients.template cast<T>();
+    });
     projection.basis = basis;
   }
 
@@ -186,16 +187,18 @@ class Preparation {
     place_coefficients(done, *qk_basis_, key);
     auto q = linalg::map(out.q);
     const std::int64_t group = config_.group_size(), stride = config_.head_dim();
+    parallel_for(config_.heads, options_.threads, [&](std::int64_t head) {
+      q.middleCols(head * stride + part_.offset, part_.width) =
+          done.heads[static_cast<std::size_t>(head / group)]
+              .basis.middleRows(head % group * config_.query_dim, config_.query_dim)
+              .template cast<T>();
+    });
     Mat q_bias = Mat::Zero(config_.heads, stride);
     Mat constant = Mat::Zero(config_.kv_heads, part_.width);
     for (std::int64_t g = 0; g < config_.kv_heads; ++g) {
       const auto i = static_cast<std::size_t>(g);
       for (std::int64_t j = 0; j < group; ++j) {
         const std::int64_t head = g * group + j;
-        q.middleCols(head * stride + part_.offset, part_.width) =
-            done.heads[i]
-                .basis.middleRows(j * config_.query_dim, config_.query_dim)
-                .template cast<T>();
         q_bias.row(head) = bias_row(plain_.q_bias, head, stride, 0, stride);
         q_bias.row(head).segment(part_.offset, part_.width) *= done.solutions[i].basis.transpose();
       }
@@ -222,16 +225,16 @@ class Preparation {
     const bool fold = options_.bias_form == BiasForm::kFolded;
     Mat o_bias = bias_row(plain_.o_bias, 0, 0, 0, config_.out_dim);
     Mat constant = Mat::Zero(config_.kv_heads, width);
+    parallel_for(config_.heads, options_.threads, [&](std::int64_t head) {
+      o.middleRows(head * width, width) =
+          done.heads[static_cast<std::size_t>(head / group)]
+              .basis.middleRows(head % group * config_.out_dim, config_.out_dim)
+              .transpose()
+              .template cast<T>();
+    });
     bool folded = false;
-    for (std::int64_t g = 0; g < config_.kv_heads; ++g) {
+    for (std::int64_t g = 0; biased && g < config_.kv_heads; ++g) {
       const auto i = static_cast<std::size_t>(g);
-      for (std::int64_t j = 0; j < group; ++j)
-        o.middleRows((g * group + j) * width, width) =
-            done.heads[i]
-                .basis.middleRows(j * config_.out_dim, config_.out_dim)
-                .transpose()
-                .template cast<T>();
-      if (!biased) continue;
       Eigen::RowVectorXd to_output = bias_row(plain_.v.bias, g, width, 0, width);
       if (!fold) {
         BiasSplit split = split_bias(to_output, done.solutions[i]);
