@@ -90,7 +90,7 @@ TEST_CASE("zero and duplicate channels stay out of the basis") {
   CHECK(alphas(heads, basis).allFinite());
 }
 
-TEST_CASE("a head without a product does not disturb the others") {
+TEST_CASE("a head without a product does not disturb the pivots of the others") {
   auto heads = random_heads(12, 3, 9, 16, 4);
   heads[1].left.setZero();
   const bda::Basis basis = JointPivot{}.select(view(heads), {});

@@ -87,7 +87,7 @@ TEST_CASE("heads that use few channels get a good rotation") {
   CHECK(alphas(heads, basis).maxCoeff() < 1.6);
 }
 
-TEST_CASE("a head without a product does not disturb the others") {
+TEST_CASE("a head without a product gets a finite rotation") {
   Heads heads = random_heads(6, 3, 8, 12, 3);
   heads[2].left.setZero();
   CHECK(alphas(heads, LatentRotation{}.select(view(heads), {})).maxCoeff() < 1.6);
