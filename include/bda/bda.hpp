@@ -1,7 +1,7 @@
 #pragma once
 
-/// Everything that needs Eigen only.
-
+/// Everything that needs Eigen only: decomposition, preparation, attention on the CPU.
+#include "bda/attention/bd_attention.hpp"
 #include "bda/core/checks.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/error.hpp"
@@ -10,10 +10,17 @@
 #include "bda/core/parallel.hpp"
 #include "bda/core/status.hpp"
 #include "bda/core/tensor_view.hpp"
+#include "bda/cpu/backend.hpp"
+#include "bda/decomposition/basis_strategy.hpp"
+#include "bda/decomposition/decompose_heads.hpp"
+#include "bda/decomposition/decompose_matrix.hpp"
+#include "bda/decomposition/noise.hpp"
+#include "bda/decomposition/report.hpp"
 #include "bda/linalg/eigen.hpp"
 #include "bda/linalg/scalar.hpp"
 #include "bda/linalg/solve.hpp"
 #include "bda/model/attention_config.hpp"
 #include "bda/model/attention_weights.hpp"
 #include "bda/model/rope.hpp"
+#include "bda/preparation/prepare.hpp"
 #include "bda/version.hpp"

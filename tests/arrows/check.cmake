@@ -1,6 +1,7 @@
 cmake_minimum_required(VERSION 3.24)
 
-# cmake -DINCLUDE_DIR=... -P check.cmake: fails on an include that is not listed here.
+# cmake -DINCLUDE_DIR=... -P check.cmake: fails on an include that is not listed here, and on a header
+# that no umbrella reaches.
 #
 # A folder of include/bda may include itself, version.hpp, the standard library, and the folders
 # and libraries of its line. The umbrellas at the top may include everything and are included by
@@ -33,6 +34,9 @@ foreach(header IN LISTS headers)
   file(STRINGS "${INCLUDE_DIR}/bda/${header}" includes REGEX "^[ \t]*#[ \t]*include")
   foreach(include IN LISTS includes)
     string(REGEX REPLACE ".*include[ \t]*[<\"]([^>\"]*)[>\"].*" "\\1" path "${include}")
+    if(path MATCHES "^bda/(.*)")
+      list(APPEND "included_by_${header}" ${CMAKE_MATCH_1})
+    endif()
     if(path MATCHES "^bda/([a-z_]+)/")
       set(to ${CMAKE_MATCH_1})
     elseif(path STREQUAL "bda/version.hpp" OR path MATCHES "^[a-z_]+$")  # <vector>
@@ -51,7 +55,26 @@ foreach(header IN LISTS headers)
     endif()
   endforeach()
 endforeach()
+
+# Including the umbrellas includes every header.
+set(reached bda.hpp checkpoint.hpp cuda.hpp)
+set(next ${reached})
+while(next)
+  list(POP_FRONT next header)
+  foreach(included IN LISTS "included_by_${header}")
+    if(NOT included IN_LIST reached)
+      list(APPEND reached ${included})
+      list(APPEND next ${included})
+    endif()
+  endforeach()
+endwhile()
+foreach(header IN LISTS headers)
+  if(NOT header IN_LIST reached)
+    list(APPEND violations "${header}: in no umbrella")
+  endif()
+endforeach()
+
 if(violations)
   list(JOIN violations "\n  " text)
-  message(FATAL_ERROR "include arrows that are not listed:\n  ${text}")
+  message(FATAL_ERROR "include rules broken:\n  ${text}")
 endif()

@@ -68,8 +68,9 @@ inline Activation read_activation(ConfigFields& fields, std::string_view key,
 /// initialisation, auxiliary losses), tokens and sampling, what a call returns, how it is computed.
 inline void ignore_common_fields(ConfigFields& fields) {
   fields.ignore({"_name_or_path", "_commit_hash", "architectures", "auto_map", "dtype",
-                 "finetuning_task", "model_type", "task_specific_params", "tokenizer_class",
-                 "torch_dtype", "transformers_version", "unsloth_fixed", "unsloth_version"});
+                 "finetuning_task", "is_decoder", "loss_type", "model_type", "task_specific_params",
+                 "tokenizer_class", "torch_dtype", "transformers_version", "unsloth_fixed",
+                 "unsloth_version"});
   fields.ignore({"attention_dropout", "attn_pdrop", "classifier_dropout", "embd_pdrop",
                  "gradient_checkpointing", "initializer_range", "mlp_dropout", "resid_pdrop"});
   fields.ignore({"bos_token_id",

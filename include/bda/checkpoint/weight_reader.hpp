@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -19,15 +20,22 @@ namespace bda::inline v0::checkpoint {
 
 namespace detail {
 
-/// [rows, cols] -> [cols, rows], by tiles that fit the first-level cache on both sides.
+/// [rows, cols] -> [cols, rows]. By way of a tile on the stack: with a power of two as the stride,
+/// the tile's rows would fall on the same few cache sets, reading or writing.
 template <class T>
 [[nodiscard]] Matrix<T> transpose(const Matrix<T>& m) {
-  constexpr std::int64_t kTile = 32;
+  constexpr std::int64_t kTile = 64;
+  std::array<T, kTile * kTile> tile;
   Matrix<T> result(m.cols, m.rows);
   for (std::int64_t i0 = 0; i0 < m.rows; i0 += kTile)
-    for (std::int64_t j0 = 0; j0 < m.cols; j0 += kTile)
-      for (std::int64_t i = i0; i < std::min(i0 + kTile, m.rows); ++i)
-        for (std::int64_t j = j0; j < std::min(j0 + kTile, m.cols); ++j) result(j, i) = m(i, j);
+    for (std::int64_t j0 = 0; j0 < m.cols; j0 += kTile) {
+      const std::int64_t rows = std::min(kTile, m.rows - i0), cols = std::min(kTile, m.cols - j0);
+      for (std::int64_t i = 0; i < rows; ++i)
+        for (std::int64_t j = 0; j < cols; ++j)
+          tile[static_cast<std::size_t>(j * kTile + i)] = m(i0 + i, j0 + j);
+      for (std::int64_t j = 0; j < cols; ++j)
+        std::copy_n(tile.data() + j * kTile, rows, result.data() + (j0 + j) * m.rows + i0);
+    }
   return result;
 }
 

@@ -64,8 +64,10 @@ void attend(const TensorView<const C, 4>& q, const TensorView<const T, 4>& k,
   const std::int64_t batch = q.extent(0), queries = q.extent(1), heads = q.extent(2);
   const std::int64_t keys = k.extent(1), kv_heads = k.extent(2), group = heads / kv_heads;
   const std::int64_t blocks = ceil_div(queries, query_block);
+  const std::int64_t work = batch * heads * queries * keys * (k.extent(3) + v.extent(3));
   parallel_for_workers(
-      batch * kv_heads * blocks, threads, [&](std::int64_t worker, std::int64_t item) {
+      batch * kv_heads * blocks, worthwhile_threads(work, threads),
+      [&](std::int64_t worker, std::int64_t item) {
         const std::int64_t b = item / (kv_heads * blocks), g = item / blocks % kv_heads;
         const std::int64_t query = item % blocks * query_block;
         const std::int64_t count = std::min(query_block, queries - query);

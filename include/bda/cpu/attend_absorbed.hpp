@@ -99,8 +99,10 @@ void attend_absorbed(const TensorView<const C, 4>& q, const TensorView<const C, 
   const std::int64_t keys = latents.extent(1), d = latents.extent(3);
   const std::int64_t qk_dim = key.width, rope_dim = rope_keys.extent(3);
   const std::int64_t group = heads / key.heads, blocks = ceil_div(queries, query_block);
+  const std::int64_t work = batch * heads * queries * d * (2 * keys + qk_dim + value.width);
   parallel_for_workers(
-      batch * heads * blocks, threads, [&](std::int64_t worker, std::int64_t item) {
+      batch * heads * blocks, worthwhile_threads(work, threads),
+      [&](std::int64_t worker, std::int64_t item) {
         const std::int64_t b = item / (heads * blocks), h = item / blocks % heads, g = h / group;
         const std::int64_t query = item % blocks * query_block;
         const std::int64_t count = std::min(query_block, queries - query);

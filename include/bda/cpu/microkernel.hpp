@@ -21,21 +21,31 @@ struct TileShape {
                                                                               : 2;
 };
 
-/// tile [Rows, kCols] += a [depth, Rows]ᵀ b [depth, kCols]; all packed, b and tile 64-byte aligned.
+/// Rows of kCols values, `stride` apart; 0 repeats one row.
+template <class C>
+struct TileRows {
+  C* data;
+  std::int64_t stride;
+};
+
+/// to [Rows, kCols] = from [Rows, kCols] + a [depth, Rows]ᵀ b [depth, kCols]; a and b are packed, b
+/// is aligned to a packet. `to` may be `from`.
 template <class C, int Rows>
-void accumulate_tile(std::int64_t depth, const C* a, const C* b, C* tile) {
+void multiply_tile(std::int64_t depth, const C* a, const C* b, TileRows<const C> from,
+                   TileRows<C> to) {
   using Shape = TileShape<C>;
   using Packet = typename Shape::Packet;
   using Eigen::internal::pload;
+  using Eigen::internal::ploadu;
   using Eigen::internal::pmadd;
   using Eigen::internal::pset1;
-  using Eigen::internal::pstore;
+  using Eigen::internal::pstoreu;
 
   Packet left[Rows], right[Rows];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    left[i] = pload<Packet>(tile + i * Shape::kCols);
-    right[i] = pload<Packet>(tile + i * Shape::kCols + Shape::kLanes);
+    left[i] = ploadu<Packet>(from.data + i * from.stride);
+    right[i] = ploadu<Packet>(from.data + i * from.stride + Shape::kLanes);
   }
   for (std::int64_t k = 0; k < depth; ++k, a += Rows, b += Shape::kCols) {
     const Packet b_left = pload<Packet>(b), b_right = pload<Packet>(b + Shape::kLanes);
@@ -48,20 +58,21 @@ void accumulate_tile(std::int64_t depth, const C* a, const C* b, C* tile) {
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    pstore(tile + i * Shape::kCols, left[i]);
-    pstore(tile + i * Shape::kCols + Shape::kLanes, right[i]);
+    pstoreu(to.data + i * to.stride, left[i]);
+    pstoreu(to.data + i * to.stride + Shape::kLanes, right[i]);
   }
 }
 
-/// `accumulate_tile` for `rows` from 1 to TileShape<C>::kRows.
+/// `multiply_tile` for `rows` from 1 to TileShape<C>::kRows.
 template <class C>
-void accumulate_tile(int rows, std::int64_t depth, const C* a, const C* b, C* tile) {
-  using Function = void (*)(std::int64_t, const C*, const C*, C*);
+void multiply_tile(std::int64_t rows, std::int64_t depth, const C* a, const C* b,
+                   TileRows<const C> from, TileRows<C> to) {
+  using Function = void (*)(std::int64_t, const C*, const C*, TileRows<const C>, TileRows<C>);
   static constexpr auto functions = []<int... I>(std::integer_sequence<int, I...>) {
-    return std::array<Function, sizeof...(I)>{&accumulate_tile<C, I + 1>...};
+    return std::array<Function, sizeof...(I)>{&multiply_tile<C, I + 1>...};
   }
   (std::make_integer_sequence<int, TileShape<C>::kRows>{});
-  functions[static_cast<std::size_t>(rows - 1)](depth, a, b, tile);
+  functions[static_cast<std::size_t>(rows - 1)](depth, a, b, from, to);
 }
 
 }  // namespace bda::inline v0::cpu

@@ -33,15 +33,14 @@ struct Product {
 
 namespace detail {
 
-/// Sizes in values of C unless said otherwise, from what each piece should fit in.
+/// What is done at once.
 struct Blocking {
-  static constexpr std::int64_t kMaxDepth = 512;    // a panel of weights in the first-level cache
-  static constexpr std::int64_t kMaxCols = 256;     // a block of weights, with kInnerRows rows of
-  static constexpr std::int64_t kInnerRows = 256;   // activations, in the second-level cache
-  static constexpr std::int64_t kOuterRows = 1024;  // rows a packed block of weights is used for
-  static constexpr std::int64_t kStreamRows = 6;    // up to here weights are read once, unpacked
+  // A block of packed weights: 512 KiB of float, which a second-level cache holds.
+  static constexpr std::int64_t kMaxDepth = 512;
+  static constexpr std::int64_t kMaxCols = 256;
+  static constexpr std::int64_t kMaxRows = 1024;  // of activations, that share its packing
+  static constexpr std::int64_t kStreamRows = 6;  // up to here weights are read once, unpacked
   static constexpr std::int64_t kStreamCols = 1024;
-  static constexpr std::int64_t kWorkPerThread = 1 << 18;  // multiply-adds worth starting one
 };
 
 /// The runs of columns [first, last) that lie within one head each.
@@ -113,34 +112,57 @@ void stream_columns(const Product<C, S>& p, std::int64_t first, std::int64_t las
   store_tile(p, 0, p.rows(), first, last, sums, count);
 }
 
+/// One register block: rows [row, row + rows) and columns [first, last), at most kCols of them.
+template <class C, class S>
+void multiply_tile_of(const Product<C, S>& p, std::int64_t row, std::int64_t rows,
+                      std::int64_t first, std::int64_t last, bool begin, std::int64_t depth,
+                      const C* a, const C* b) {
+  constexpr std::int64_t kCols = TileShape<C>::kCols;
+  alignas(Arena::kAlignment) C tile[TileShape<C>::kRows * kCols];
+  const std::int64_t tokens = p.out.extent(1), width = p.out.extent(3);
+  const std::int64_t sequence = row / tokens, token = row % tokens;
+  const std::int64_t head = first / width, channel = first % width;
+  const bool regular = token + rows <= tokens && channel + kCols <= width && last - first == kCols;
+  if (!regular) {
+    load_tile(p, row, rows, first, last, begin, tile, kCols);
+    multiply_tile<C>(rows, depth, a, b, {tile, kCols}, {tile, kCols});
+    store_tile(p, row, rows, first, last, tile, kCols);
+    return;
+  }
+  const TileRows<C> to{&p.out(sequence, token, head, channel), p.out.stride(1)};
+  TileRows<const C> from{to.data, to.stride};
+  if (begin) {
+    if (p.identity.data != nullptr && p.bias == nullptr) {
+      from = {&p.identity(sequence, token, channel), p.identity.stride(1)};
+    } else {
+      load_tile(p, row, rows, first, last, true, tile, kCols);
+      from = {tile, kCols};
+    }
+  }
+  multiply_tile<C>(rows, depth, a, b, from, to);
+}
+
 /// A block of columns for rows [row, row + rows), whose activations `packed` holds.
+///
+/// A sliver of rows stays in the first-level cache while the weights pass by from the second, so
+/// that each row of the output is written from left to right.
 template <class C, class S>
 void multiply_block(const Product<C, S>& p, std::int64_t row, std::int64_t rows, std::int64_t first,
                     std::int64_t last, const C* packed, C* weights) {
-  constexpr std::int64_t kCols = TileShape<C>::kCols, kRows = TileShape<C>::kRows;
+  constexpr std::int64_t kCols = TileShape<C>::kCols;
   const std::int64_t depth_blocks =
       std::max<std::int64_t>(ceil_div(p.depth(), Blocking::kMaxDepth), 1);
-  const std::int64_t row_blocks = ceil_div(rows, Blocking::kInnerRows);
-  alignas(Arena::kAlignment) C tile[kRows * kCols];
+  const std::int64_t slivers = ceil_div(rows, TileShape<C>::kRows);
   for (std::int64_t d = 0; d < depth_blocks; ++d) {
     const Share depth(p.depth(), depth_blocks, d);
     if (depth.size() > 0)
       pack_weights(&p.w(depth.first, first), p.w.stride(0), depth.size(), last - first, weights);
-    for (std::int64_t block = 0; block < row_blocks; ++block) {
-      const Share inner(rows, row_blocks, block);
-      const std::int64_t slivers = ceil_div(inner.size(), kRows);
-      for (std::int64_t j = first; j < last; j += kCols) {
-        const std::int64_t end = std::min(j + kCols, last);
-        for (std::int64_t s = 0; s < slivers; ++s) {
-          const Share sliver(inner.size(), slivers, s);
-          const std::int64_t begin = inner.first + sliver.first;
-          load_tile(p, row + begin, sliver.size(), j, end, d == 0, tile, kCols);
-          accumulate_tile(static_cast<int>(sliver.size()), depth.size(),
-                          packed + rows * depth.first + begin * depth.size(),
-                          weights + (j - first) * depth.size(), tile);
-          store_tile(p, row + begin, sliver.size(), j, end, tile, kCols);
-        }
-      }
+    for (std::int64_t s = 0; s < slivers; ++s) {
+      const Share sliver(rows, slivers, s);
+      for (std::int64_t j = first; j < last; j += kCols)
+        multiply_tile_of(p, row + sliver.first, sliver.size(), j, std::min(j + kCols, last), d == 0,
+                         depth.size(), packed + rows * depth.first + sliver.first * depth.size(),
+                         weights + (j - first) * depth.size());
     }
   }
 }
@@ -150,20 +172,14 @@ void multiply_block(const Product<C, S>& p, std::int64_t row, std::int64_t rows,
 template <class C, class S>
 void pack_rows(const Product<C, S>& p, std::int64_t row, std::int64_t rows, C* packed,
                int threads) {
-  constexpr std::int64_t kRows = TileShape<C>::kRows;
   const std::int64_t depth_blocks = ceil_div(p.depth(), Blocking::kMaxDepth);
-  const std::int64_t row_blocks = ceil_div(rows, Blocking::kInnerRows);
-  parallel_for(row_blocks, threads, [&](std::int64_t block) {
-    const Share inner(rows, row_blocks, block);
-    const std::int64_t slivers = ceil_div(inner.size(), kRows);
+  const std::int64_t slivers = ceil_div(rows, TileShape<C>::kRows);
+  parallel_for(slivers, threads, [&](std::int64_t s) {
+    const Share sliver(rows, slivers, s);
     for (std::int64_t d = 0; d < depth_blocks; ++d) {
       const Share depth(p.depth(), depth_blocks, d);
-      for (std::int64_t s = 0; s < slivers; ++s) {
-        const Share sliver(inner.size(), slivers, s);
-        const std::int64_t begin = inner.first + sliver.first;
-        pack_activations(p.a, row + begin, sliver.size(), p.channels, depth.first, depth.size(),
-                         packed + rows * depth.first + begin * depth.size());
-      }
+      pack_activations(p.a, row + sliver.first, sliver.size(), p.channels, depth.first,
+                       depth.size(), packed + rows * depth.first + sliver.first * depth.size());
     }
   });
 }
@@ -177,7 +193,7 @@ struct ProductScratch {
       s.worker = rows * std::min(cols, Blocking::kStreamCols);
       return s;
     }
-    s.packed = std::min(rows, Blocking::kOuterRows) * depth;
+    s.packed = std::min(rows, Blocking::kMaxRows) * depth;
     s.worker = std::min(depth, Blocking::kMaxDepth) *
                (ceil_div(std::min(cols, Blocking::kMaxCols), kCols) * kCols);
     const std::int64_t line = static_cast<std::int64_t>(Arena::kAlignment / sizeof(C));
@@ -205,9 +221,7 @@ void multiply(const Product<C, S>& p, C* scratch, int threads) {
   using detail::Blocking;
   const std::int64_t rows = p.rows(), cols = p.cols();
   if (rows == 0 || cols == 0) return;
-  const std::int64_t work = rows * std::max<std::int64_t>(p.depth(), 1) * cols;
-  threads = static_cast<int>(
-      std::min<std::int64_t>(std::max(threads, 1), 1 + work / Blocking::kWorkPerThread));
+  threads = worthwhile_threads(rows * p.depth() * cols, threads);
   const auto sizes = detail::ProductScratch::sized<C>(rows, p.depth(), cols);
   const std::int64_t line = static_cast<std::int64_t>(Arena::kAlignment / sizeof(C));
   C* const workers = scratch + ceil_div(sizes.packed, line) * line;
@@ -222,7 +236,7 @@ void multiply(const Product<C, S>& p, C* scratch, int threads) {
                          });
     return;
   }
-  const std::int64_t row_blocks = ceil_div(rows, Blocking::kOuterRows);
+  const std::int64_t row_blocks = ceil_div(rows, Blocking::kMaxRows);
   for (std::int64_t r = 0; r < row_blocks; ++r) {
     const Share outer(rows, row_blocks, r);
     detail::pack_rows(p, outer.first, outer.size(), scratch, threads);

@@ -8,6 +8,13 @@
 
 namespace bda::inline v0::cpu {
 
+/// How many of `threads` are worth starting for that many multiply-adds.
+[[nodiscard]] inline int worthwhile_threads(std::int64_t multiply_adds, int threads) {
+  constexpr std::int64_t kPerThread = 1 << 18;  // some ten times what it costs to start one
+  return static_cast<int>(
+      std::min<std::int64_t>(std::max(threads, 1), 1 + multiply_adds / kPerThread));
+}
+
 /// As `parallel_for`, with `body(worker, i)`: no two calls at the same time have the same
 /// `worker` < threads, so that it can select a piece of scratch memory.
 template <class Body>

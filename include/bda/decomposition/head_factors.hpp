@@ -17,8 +17,8 @@ namespace bda::inline v0 {
 /// holds the group's factors one below the other.
 template <class S>
 struct HeadFactors {
-  linalg::RowMatrix<S> left;   // [m, r]
-  linalg::RowMatrix<S> right;  // [d, r]
+  linalg::RowMatrix<S> left;        // [m, r]; tall, so kept in the narrowest type that is exact
+  linalg::RowMatrix<double> right;  // [d, r]
 
   [[nodiscard]] std::int64_t channels() const { return right.rows(); }
   [[nodiscard]] std::int64_t rank() const { return right.cols(); }
@@ -36,8 +36,10 @@ void validate(std::span<const HeadFactors<S>> heads) {
     check::equal(name + ".right.cols", heads[h].right.cols(), r, "as heads[0]");
     check::equal(name + ".left.cols", heads[h].left.cols(), r, "right.cols");
     check::at_least(name + ".left.rows", heads[h].left.rows(), 1);
-    if (!heads[h].left.allFinite()) throw Error(name + ".left", "finite values", "Inf or NaN");
-    if (!heads[h].right.allFinite()) throw Error(name + ".right", "finite values", "Inf or NaN");
+    if (!linalg::all_finite(heads[h].left))
+      throw Error(name + ".left", "finite values", "Inf or NaN");
+    if (!linalg::all_finite(heads[h].right))
+      throw Error(name + ".right", "finite values", "Inf or NaN");
   }
 }
 

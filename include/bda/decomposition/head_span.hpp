@@ -48,7 +48,7 @@ inline double squared_noise_amplification(const Eigen::MatrixXd& rows,
 template <class S>
 HeadSpan head_span(const HeadFactors<S>& head, const std::string& name) {
   const auto d = head.channels(), r = head.rank();
-  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(head.right.template cast<double>());
+  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(head.right);
   const Eigen::VectorXd pivots = qr.matrixQR().diagonal().cwiseAbs();
   const double negligible =
       static_cast<double>(d) * std::numeric_limits<double>::epsilon() * pivots.maxCoeff();

@@ -24,16 +24,15 @@ namespace bda::inline v0 {
 /// basis for every head at once, for attention whose channels can be rotated for free (the latent
 /// of multi-head latent attention).
 ///
-/// Minimises the sum over heads of alpha² (RotationObjective) over orthonormal basis directions: a
-/// Riemannian gradient descent with Barzilai-Borwein steps and a QR retraction, in float, which is
-/// ample for the choice: the result is orthonormalised in double and no product is computed from
-/// it here. A random start has poles nearby, where some head's basis is dependent; the ridge that
-/// removes them is lowered in stages. It ends at a small positive value, which bounds the
-/// coefficients of directions a head hardly uses.
+/// Minimises the sum over heads of alpha² (RotationObjective) over orthonormal basis directions:
+/// Riemannian gradient descent with Barzilai-Borwein steps and a QR retraction. In float, which is
+/// ample for a choice: the result is orthonormalised in double, and no product is computed here.
+/// A random start has poles nearby, where some head's basis is dependent; a smoothed objective is
+/// minimised first, with the smoothing lowered in stages.
 struct LatentRotation {
   static constexpr std::string_view name = "latent_rotation";
 
-  int max_iterations = 80;
+  int max_iterations = 60;  // after about fifteen on the smoothed objective
   double tolerance = 2e-3;  // ends when ten iterations have lowered the objective by less, relative
 
   /// The basis is the first r channels after the rotation. Throws Error on invalid heads, a
@@ -71,8 +70,10 @@ struct LatentRotation {
   using Objective = RotationObjective<float>;
   using Matrix = Objective::Matrix;
 
-  static constexpr std::array kRidges{1.0, 0.25, 0.06, 1e-3};
-  static constexpr int kStageIterations = 5;  // of all but the last
+  // With the ridge a basis may pass through dependence, without it that costs infinitely much.
+  static constexpr std::array<Smoothing, 3> kApproach{{{0.25, 1}, {0.06, 1}, {0.015, 1}}};
+  static constexpr Smoothing kFinal{0, 1e-3};
+  static constexpr int kApproachIterations = 5;  // each
 
   /// Orthonormal [d, columns].
   [[nodiscard]] Matrix minimise(const Objective& objective, Eigen::Index d, Eigen::Index columns,
@@ -86,20 +87,20 @@ struct LatentRotation {
     Matrix a = (random.householderQr().householderQ() * Eigen::MatrixXd::Identity(d, columns))
                    .template cast<float>();
     double step = 0;
-    for (double ridge : kRidges)
-      descend(objective, ridge, ridge == kRidges.back() ? max_iterations : kStageIterations,
-              threads, a, step);
+    for (const Smoothing& stage : kApproach)
+      descend(objective, stage, kApproachIterations, threads, a, step);
+    descend(objective, kFinal, max_iterations, threads, a, step);
     return a;
   }
 
   /// Improves `a`; `step` goes from stage to stage.
-  void descend(const Objective& objective, double ridge, int iterations, int threads, Matrix& a,
-               double& step) const {
+  void descend(const Objective& objective, Smoothing smoothing, int iterations, int threads,
+               Matrix& a, double& step) const {
     constexpr std::size_t kMemory = 5;  // the next value may exceed all but the largest of these
     constexpr std::size_t kPatience = 10;
     const double size = a.norm();
     Matrix slope, next, next_slope, best = a;
-    double value = objective(a, ridge, slope);
+    double value = objective(a, smoothing, slope);
     if (!std::isfinite(value)) return;
     project(a, slope, threads);
     std::vector<double> values{value}, lowest{value};
@@ -117,7 +118,7 @@ struct LatentRotation {
           return;
         }
         next = orthonormal(a - static_cast<float>(step) * slope, threads);
-        value = objective(next, ridge, next_slope);
+        value = objective(next, smoothing, next_slope);
         if (value <= bound) break;
       }
       project(next, next_slope, threads);

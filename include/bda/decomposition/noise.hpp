@@ -1,10 +1,11 @@
 #pragma once
 
-#include <Eigen/LU>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "bda/core/index_set.hpp"
+#include "bda/decomposition/coefficients.hpp"
 #include "bda/decomposition/head_factors.hpp"
 
 namespace bda::inline v0 {
@@ -15,19 +16,20 @@ namespace bda::inline v0 {
 /// per entry (root mean square) gives W back with relative error u alpha. A plain factor pair has
 /// alpha of 1 to 1.6; a basis of nearly dependent channels has hundreds.
 ///
-/// `left` may be condensed (linalg::condense). Returns infinity for channels that are dependent.
+/// `left` may be condensed (linalg::condense). Zero for an all-zero head; infinity where the basis
+/// channels span less than the head does.
 template <class S>
 double noise_amplification(const HeadFactors<S>& head, const IndexSet& basis) {
-  using Mat = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic>;
-  const Mat right = head.right.template cast<double>(), left = head.left.template cast<double>();
-  const Mat r = right(basis.indices(), Eigen::all);
-  const Eigen::PartialPivLU<Mat> lu(r.transpose());
-  const Mat m = lu.solve(right.transpose());  // [r, d]: the rows of [I, Cᵀ] P
-  const Eigen::VectorXd b2 = (left * r.transpose()).colwise().squaredNorm();
-  const double noise = b2.dot(m.rowwise().squaredNorm());
-  const double norm2 = (left.transpose() * left * right.transpose() * right).trace();
-  const double alpha = std::sqrt(noise / norm2);
-  return std::isfinite(alpha) ? alpha : std::numeric_limits<double>::infinity();
+  const linalg::RowMatrix<double> right = head.right.template cast<double>();
+  const linalg::RowMatrix<double> left = head.left.template cast<double>();
+  const double norm2 = (left * right.transpose()).squaredNorm();
+  if (norm2 == 0) return 0;
+  std::int64_t rank = 0;
+  const auto solution = detail::try_solve(right, basis, rank);
+  if (!solution) return std::numeric_limits<double>::infinity();
+  const Eigen::RowVectorXd b2 = (left * solution->basis.transpose()).colwise().squaredNorm();
+  const Eigen::RowVectorXd c2 = solution->coefficients.colwise().squaredNorm();
+  return std::sqrt((b2.array() * (1 + c2.array())).sum() / norm2);
 }
 
 }  // namespace bda::inline v0

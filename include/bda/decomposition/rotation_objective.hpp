@@ -12,13 +12,19 @@
 
 namespace bda::inline v0 {
 
+/// What RotationObjective adds to the sum of alpha², to guide a search. Both in units in which
+/// random directions have about 1.
+struct Smoothing {
+  double ridge = 0;   // added to the eigenvalues of X Xᵀ: no pole where a basis is dependent
+  double weight = 0;  // of the mean of 1 + |C_j|²: keeps away from dependent bases and large C
+};
+
 /// Sum over heads of alpha² (noise.hpp) as a function of the basis directions: orthonormal columns
 /// A [d, m], of which each head uses r consecutive ones.
 ///
 /// Per head, with its span U and K = N Nᵀ (HeadSpan), X = its columns of Aᵀ times U, [r, r]:
-///   Z = (X Xᵀ + e I)⁻¹, z = diag Z, a = diag(X K Xᵀ) + e / r, alpha² = a·z, e = ridge r / d.
-/// `ridge` 0 is alpha² itself. A positive one is in units of the mean eigenvalue of X Xᵀ for random
-/// A; it stands for the head with white noise added in all d channels and has no poles.
+///   Z = (X Xᵀ + ridge r / d I)⁻¹, z = diag Z, a = diag(X K Xᵀ) + weight / d, and it adds a·z.
+/// Without smoothing, z_j = 1 + |C_j|² and a_j = |B_j|² / |W|_F².
 ///
 /// Real is the precision of the search. One value with gradient costs about 12 n d r² operations.
 template <class Real>
@@ -42,13 +48,13 @@ class RotationObjective {
   /// The value at A, and its gradient [d, m] with respect to all entries of A (not projected).
   /// Infinity, with no meaning in `gradient`, where some X is singular. The same bits for any
   /// number of threads.
-  double operator()(const Matrix& a, double ridge, Matrix& gradient) const {
+  double operator()(const Matrix& a, Smoothing smoothing, Matrix& gradient) const {
     const auto count = static_cast<std::int64_t>(terms_.size());
     std::vector<double> values(terms_.size());
     std::vector<Matrix> factors(terms_.size());  // P [r, r]: a head's gradient is 2 U P
     parallel_for(count, threads_, [&](std::int64_t t) {
       const auto i = static_cast<std::size_t>(t);
-      values[i] = evaluate(terms_[i], a, ridge, factors[i]);
+      values[i] = evaluate(terms_[i], a, smoothing, factors[i]);
     });
     // Threads take rows, so that each entry is summed over heads in their order.
     gradient.resize(a.rows(), columns_);
@@ -80,13 +86,15 @@ class RotationObjective {
     Eigen::Index first;  // of its columns of A
   };
 
-  static double evaluate(const Term& term, const Matrix& a, double ridge, Matrix& factor) {
+  static double evaluate(const Term& term, const Matrix& a, Smoothing smoothing, Matrix& factor) {
     const Eigen::Index r = term.span.cols();
-    const auto noise_energy = static_cast<Real>(ridge / static_cast<double>(term.span.rows()));
+    const double scale = 1.0 / static_cast<double>(term.span.rows());
+    const auto ridge = static_cast<Real>(smoothing.ridge * scale * static_cast<double>(r));
+    const auto floor = static_cast<Real>(smoothing.weight * scale);
     const Matrix x = a.middleCols(term.first, r).transpose() * term.span;
     Matrix gram = Matrix::Zero(r, r);
     gram.template selfadjointView<Eigen::Lower>().rankUpdate(x);
-    gram.diagonal().array() += noise_energy * static_cast<Real>(r);
+    gram.diagonal().array() += ridge;
     const Eigen::LLT<Matrix, Eigen::Lower> llt(gram);
     factor.setZero(r, r);
     if (llt.info() != Eigen::Success) return std::numeric_limits<double>::infinity();
@@ -94,8 +102,7 @@ class RotationObjective {
     const Vector noise = z.diagonal();
     factor.noalias() = term.weight * x.transpose();
     const Vector energy =
-        (factor.cwiseProduct(x.transpose()).colwise().sum().transpose().array() + noise_energy)
-            .matrix();
+        (factor.cwiseProduct(x.transpose()).colwise().sum().transpose().array() + floor).matrix();
     factor *= noise.asDiagonal();
     const Matrix inner = z * energy.asDiagonal() * z;
     factor.noalias() -= x.transpose() * inner;

@@ -33,4 +33,12 @@ auto map(const MatrixView<T>& v) {
       v.data, v.extent(0), v.extent(1), Eigen::OuterStride<>(v.stride(0)));
 }
 
+/// True where no entry is Inf or NaN: zero times each of them is NaN. (Eigen's allFinite() is not
+/// vectorised.)
+template <class Derived>
+bool all_finite(const Eigen::DenseBase<Derived>& values) {
+  using S = typename Derived::Scalar;
+  return values.size() == 0 || (values.derived().array() * S(0)).sum() == S(0);
+}
+
 }  // namespace bda::inline v0::linalg

@@ -1,0 +1,181 @@
+#pragma once
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "bda/core/parallel.hpp"
+#include "bda/preparation/prepare.hpp"
+#include "compare_models.hpp"
+#include "evaluation_set.hpp"
+#include "language_model.hpp"
+#include "model_size.hpp"
+#include "progress_bar.hpp"
+
+namespace perplexity {
+
+class Stopwatch {
+ public:
+  [[nodiscard]] double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+/// The loss of every predicted token, [windows, length - 1]. Each batch of windows is computed by
+/// one thread; which windows share a batch does not depend on `threads`, so neither do the results.
+template <class T>
+std::vector<double> token_losses(const LanguageModel<T>& model,
+                                 const bda::Matrix<std::int64_t>& tokens, int threads,
+                                 const std::string& label) {
+  constexpr std::int64_t kBatch = 2;  // windows
+  const std::int64_t windows = tokens.rows, length = tokens.cols;
+  std::vector<double> losses(static_cast<std::size_t>(windows * (length - 1)));
+  ProgressBar progress(label, (windows + kBatch - 1) / kBatch);
+  bda::parallel_for((windows + kBatch - 1) / kBatch, threads, [&](std::int64_t batch) {
+    const std::int64_t first = batch * kBatch, count = std::min(kBatch, windows - first);
+    const auto part = [&](auto& values, std::int64_t width) {
+      return std::span(values).subspan(static_cast<std::size_t>(first * width),
+                                       static_cast<std::size_t>(count * width));
+    };
+    model.token_losses(part(tokens.values, length), length, part(losses, length - 1));
+    progress.advance();
+  });
+  return losses;
+}
+
+inline double perplexity_of(const std::vector<double>& losses) {
+  const double sum = std::accumulate(losses.begin(), losses.end(), 0.0);
+  return std::exp(sum / static_cast<double>(losses.size()));
+}
+
+/// NaN if any loss is.
+inline double max_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double difference = std::abs(a[i] - b[i]);
+    if (!(difference <= largest)) largest = difference;
+    if (std::isnan(largest)) break;
+  }
+  return largest;
+}
+
+inline SideSummary summary_of(const bda::DecompositionReport& side) {
+  SideSummary s{.residual_mean = side.mean_residual(),
+                .residual_max = side.max_residual(),
+                .mean_squared_error = side.mean_squared_error(),
+                .alpha_max = side.max_alpha(),
+                .coefficient_max = side.max_coefficient()};
+  for (const bda::HeadReport& head : side.heads) s.alpha_mean += head.alpha;
+  s.alpha_mean /= static_cast<double>(side.heads.size());
+  return s;
+}
+
+inline LayerSummary summary_of(const bda::PreparationReport& layer) {
+  LayerSummary s;
+  if (layer.qk) s.qk = summary_of(*layer.qk);
+  if (layer.vo) s.vo = summary_of(*layer.vo);
+  return s;
+}
+
+/// What can be decomposed exactly in every layer.
+template <class T>
+bda::Sides exact_sides(const checkpoint::TransformerWeights<T>& weights) {
+  bda::Sides sides;
+  for (const auto& layer : weights.layers) {
+    if (bda::why_qk_is_inexact(layer.attention)) sides.qk = false;
+    if (bda::why_vo_is_inexact(layer.attention)) sides.vo = false;
+  }
+  return sides;
+}
+
+template <class T>
+std::vector<bda::AttentionWeights<T>> original_attention(
+    const checkpoint::TransformerWeights<T>& weights) {
+  std::vector<bda::AttentionWeights<T>> attention;
+  for (const auto& layer : weights.layers) attention.push_back(layer.attention);
+  return attention;
+}
+
+template <class T>
+std::vector<bda::PreparedLayer<T>> decompose(const checkpoint::TransformerWeights<T>& weights,
+                                             const bda::PreparationOptions& options) {
+  std::vector<bda::PreparedLayer<T>> prepared;
+  ProgressBar progress("decomposing layers", static_cast<std::int64_t>(weights.layers.size()));
+  for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+    try {
+      prepared.push_back(bda::prepare<T>(weights.layers[i].attention, options));
+    } catch (const bda::Error& error) {
+      throw bda::Error("layer " + std::to_string(i) + ", " + error.name(), error.expected(),
+                       error.given());
+    }
+    progress.advance();
+  }
+  return prepared;
+}
+
+template <class T>
+Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoint) {
+  const auto weights = checkpoint::load_transformer<T>(checkpoint);
+  const EvaluationSet set = read_evaluation_set(args.evaluation, args.windows, weights.vocab_size(),
+                                                weights.max_positions);
+  const bda::Sides exact = exact_sides(weights);
+  bda::PreparationOptions options;
+  options.sides = args.sides.value_or(args.force_inexact ? bda::Sides{} : exact);
+  options.basis = args.basis;
+  options.rounding = args.rounding;
+  options.allow_inexact = args.force_inexact;
+  options.threads = args.threads;
+
+  Comparison result;
+  result.model = std::filesystem::canonical(args.model).filename();
+  result.evaluation = args.evaluation.filename();
+  result.model_type = weights.model_type;
+  result.dtype = bda::StorageTraits<T>::dtype;
+  result.rounding = name_of(args.rounding);
+  result.sides = name_of(options.sides);
+  result.exact = (exact.qk || !options.sides.qk) && (exact.vo || !options.sides.vo);
+  result.windows = set.tokens.rows;
+  result.tokens_per_window = set.tokens.cols;
+
+  const Stopwatch prepare_time;
+  std::vector<bda::PreparedLayer<T>> prepared = decompose(weights, options);
+  result.seconds_prepare = prepare_time.seconds();
+  result.model_bytes.original = result.model_bytes.bd = bytes_of(weights);
+  std::vector<bda::AttentionWeights<T>> decomposed;
+  for (bda::PreparedLayer<T>& layer : prepared) {
+    result.attention_bytes.original += layer.report.bytes_before;
+    result.attention_bytes.bd += layer.report.bytes_after;
+    result.layers.push_back(summary_of(layer.report));
+    decomposed.push_back(std::move(layer.weights));
+  }
+  result.model_bytes.bd += result.attention_bytes.bd - result.attention_bytes.original;
+  result.basis = prepared.front().report.basis;
+
+  const Stopwatch original_time;
+  const std::vector<double> original =
+      token_losses(LanguageModel<T>(weights, original_attention(weights)), set.tokens, args.threads,
+                   "original  ");
+  result.seconds_original = original_time.seconds();
+  result.perplexity_original = perplexity_of(original);
+  if (!set.reference_losses.empty()) {
+    result.perplexity_reference = perplexity_of(set.reference_losses.values);
+    result.max_token_loss_error = max_difference(original, set.reference_losses.values);
+  }
+
+  const Stopwatch bd_time;
+  result.perplexity_bd = perplexity_of(token_losses(
+      LanguageModel<T>(weights, std::move(decomposed)), set.tokens, args.threads, "decomposed"));
+  result.seconds_bd = bd_time.seconds();
+  return result;
+}
+
+}  // namespace perplexity
