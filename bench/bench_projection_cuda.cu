@@ -1,8 +1,10 @@
 // The fused projection against the plain product it replaces and other references, on one GPU.
 //
 // One benchmark per (d, r, n, type, M): its contestants run in alternation, because the clock
-// follows the temperature by 20 %. Medians over the rounds become the counters; the manual time is
-// ours. All figures are on random normal data, with the weights rotated through more memory than L2
+// follows the power drawn over the last tens of milliseconds by 20 %. In streams, each sample comes
+// after some milliseconds of the plain product, untimed: so all contestants, the plain product too,
+// start from the same clock and power budget, and not from what the one before them left.
+// Medians over the rounds become the counters; the manual time is ours. All figures are on random normal data, with the weights rotated through more memory than L2
 // holds. Flags besides Google Benchmark's: --rounds=N, --warm_us=, --sample_us= (of each round), --graph_tokens=M (up to which launches are
 // timed in graphs), --all_configs (every configuration that fits, not only the chosen one).
 #include <benchmark/benchmark.h>
@@ -45,9 +47,9 @@ constexpr std::int64_t kRotatedBytes = std::int64_t{100} << 20;  // twice the L2
 constexpr int kGraphLaunches = 24;
 
 struct Settings {
-  int rounds = 9;
+  int rounds = 11;
   int graph_tokens = 64;  // up to here launches are timed in graphs
-  double warm_us = 50000, sample_us = 20000;  // a contestant's own heat and clock come first
+  double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
   bool all_configs = false;
 } settings;
 
@@ -91,9 +93,9 @@ struct Buffer {
 
 using Launch = std::function<void(int)>;  // the i-th launch: which of the rotated weights
 
-/// Microseconds a launch takes, over `launches` of them in a row after `warm` untimed ones.
-double time_stream(const Launch& launch, int launches, int warm = 2) {
-  for (int i = 0; i < warm; ++i) launch(i);
+/// Microseconds a launch takes, over `launches` of them in a row after two untimed ones.
+double time_stream(const Launch& launch, int launches) {
+  for (int i = 0; i < 2; ++i) launch(i);
   CHECK_CUDA(cudaEventRecord(context.begin, context.stream));
   for (int i = 0; i < launches; ++i) launch(i);
   CHECK_CUDA(cudaEventRecord(context.end, context.stream));
@@ -345,13 +347,18 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
   CHECK_CUDA(cudaStreamSynchronize(context.stream));
   const double once = time_stream(contestants[0].launch, 3) * (graphs ? kGraphLaunches : 1);
   const int launches = std::clamp(static_cast<int>(settings.sample_us / once), 3, 2000);
+  const auto plain_at = std::find_if(contestants.begin(), contestants.end(),
+                                     [](const Contestant& c) { return c.name == "plain0"; });
   const int warm = std::clamp(static_cast<int>(settings.warm_us / once), 2, 4000);
   for (auto _ : state) {
     for (Contestant& c : contestants) {
-      if (graphs && c.graph->exec == nullptr) continue;
-      c.us.push_back(graphs ? time_stream([&](int) { c.graph->replay(); }, launches, warm) /
-                                  kGraphLaunches
-                            : time_stream(c.launch, launches, warm));
+      if (graphs) {
+        if (c.graph->exec == nullptr) continue;
+        c.us.push_back(time_stream([&](int) { c.graph->replay(); }, launches) / kGraphLaunches);
+      } else {
+        for (int i = 0; i < warm; ++i) plain_at->launch(i);
+        c.us.push_back(time_stream(c.launch, launches));
+      }
     }
     state.SetIterationTime(contestants[0].us.back() * 1e-6);
   }

@@ -1,5 +1,5 @@
 #include <catch2/catch_test_macros.hpp>
-#include <set>
+#include <algorithm>
 #include <string>
 
 #include "bda/cuda/projection/config.hpp"
@@ -76,6 +76,21 @@ TEST_CASE("few tokens fill the device: more splits where there are fewer columns
   CHECK(few.splits > 1);
 }
 
+TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
+          "[cuda][config]") {
+  for (std::int64_t chunks = 1; chunks <= 64; ++chunks)
+    for (int tokens : {16, 32, 64})
+      for (int columns : {64, 128})
+        for (int splits = 1; splits <= std::min<std::int64_t>(chunks, 8); ++splits) {
+          const int slots = bda::cuda::detail::small_slots(chunks, tokens, columns, splits);
+          const std::int64_t slice = (chunks + splits - 1) / splits;
+          if (slots > slice || (slots < 2 && slots < slice) ||
+              bda::cuda::detail::small_shared_bytes(slots, tokens, columns, splits) >
+                  kH100.shared_bytes)
+            FAIL(chunks << ' ' << tokens << ' ' << columns << ' ' << splits << ": " << slots);
+        }
+}
+
 TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config]") {
   const auto message = [](ProjectionConfig c, const ProjectionShape& s, const DeviceInfo& d) {
     const bda::Status status = validate(c, s, d);
@@ -98,8 +113,8 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
             .find("got 7") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Small, 8, 64, 1, ""}, deepseek(1), kH100)
             .find("tile_tokens") != std::string::npos);
-  ProjectionShape deep{DType::kF16, 64, 4096, 128, 16, 0};  // 62 chunks do not fit at once
-  CHECK(message({ProjectionKernel::kSm90Small, 64, 128, 1, ""}, deep, kH100)
+  constexpr DeviceInfo kLittleMemory{9, 0, 132, 65536, true};
+  CHECK(message({ProjectionKernel::kSm90Small, 64, 128, 1, ""}, deepseek(64), kLittleMemory)
             .find("shared memory") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Stream, 128, 64, 1, ""}, deepseek(64), kH100)
             .find("got 64") != std::string::npos);

@@ -64,14 +64,28 @@ constexpr bool fits_sm90(const ProjectionShape& s) {
          s.rest() > 0 && s.rest() % 64 == 0 && s.basis_begin % 64 == 0;
 }
 
-/// Shared memory of sm90_small: C and x of the CTA's channels, basis and output, the other splits'
-/// partial sums, barriers.
-constexpr std::int64_t small_shared_bytes(std::int64_t chunks, int tile_tokens, int tile_columns,
+/// Shared memory of sm90_small: `slots` of C and x, basis and output, the other splits' partial
+/// sums, barriers.
+constexpr std::int64_t small_shared_bytes(std::int64_t slots, int tile_tokens, int tile_columns,
                                           int splits) {
   const std::int64_t groups = tile_columns / 64, block = std::int64_t{tile_tokens} * 128;
   const std::int64_t partials =
       (splits - 1) * ceil_div(tile_tokens / 16, splits) * groups * (16 * 64 * 4);
-  return chunks * (groups * 8192 + block) + 2 * groups * block + partials + (chunks + 2) * 8;
+  return slots * (groups * 8192 + block) + 2 * groups * block + partials + (2 * slots + 2) * 8;
+}
+
+/// Slots of sm90_small: the whole slice of C at once where one CTA a multiprocessor can hold it;
+/// else a ring that lets two CTAs share a multiprocessor. Clusters always get the latter: one that
+/// needs whole multiprocessors leaves some of each GPC idle.
+constexpr int small_slots(std::int64_t chunks, int tile_tokens, int tile_columns, int splits) {
+  const std::int64_t slice = ceil_div(chunks, splits);
+  if (splits == 1 && small_shared_bytes(slice, tile_tokens, tile_columns, 1) <= 220 * 1024)
+    return static_cast<int>(slice);
+  std::int64_t slots = std::min<std::int64_t>(slice, 2);  // one is only given back for the next
+  while (slots < slice &&
+         small_shared_bytes(slots + 1, tile_tokens, tile_columns, splits) <= 112 * 1024)
+    ++slots;
+  return static_cast<int>(slots);
 }
 
 constexpr int kMaxCluster = 8;  // the portable limit
@@ -134,8 +148,8 @@ constexpr int kMaxCluster = 8;  // the portable limit
         return unsupported("config.splits", "from 1 to min(rest / 64, 8)",
                            std::min<std::int64_t>(chunks, detail::kMaxCluster), config.splits);
       const std::int64_t bytes = detail::small_shared_bytes(
-          detail::ceil_div(chunks, config.splits), config.tile_tokens, config.tile_columns,
-          config.splits);
+          detail::small_slots(chunks, config.tile_tokens, config.tile_columns, config.splits),
+          config.tile_tokens, config.tile_columns, config.splits);
       if (bytes > device.shared_bytes)
         return unsupported("shared memory of sm90_small", "at most", device.shared_bytes, bytes);
       return {};
@@ -145,74 +159,64 @@ constexpr int kMaxCluster = 8;  // the portable limit
 
 namespace detail {
 
-/// Estimated cycles of a candidate on an H100: launch and drain, then whole rounds of CTAs.
-/// Fitted to bench/results; only the order of the estimates matters.
-struct Candidate {
-  ProjectionConfig config;
-  double cycles;
-};
-
-inline Candidate resident_candidate(const ProjectionShape& s, const DeviceInfo& d) {
-  const std::int64_t units = ceil_div(s.tokens, 128) * s.heads;
-  const std::int64_t each = ceil_div(units, d.multiprocessors);
-  const double row_blocks = 1.0 + static_cast<double>(each) / static_cast<double>(s.heads);
-  return {{ProjectionKernel::kSm90Resident, 128, 128, 1,
-           "width 128 over 384 channels: x in registers, C in turn"},
-          6000.0 + 3300.0 * static_cast<double>(each) + 2500.0 * row_blocks};
-}
-
-inline Candidate stream_candidate(const ProjectionShape& s, const DeviceInfo& d, int columns) {
+/// Cycles the tiles of sm90_stream take, in whole rounds over the device: the products, and what of
+/// a tile's start and end is not hidden behind the other warpgroup's products (less for narrow
+/// tiles, which leave more slots of the ring free). Fitted to measurements on an H100; only the
+/// order of the estimates matters.
+inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device, int columns) {
   const std::int64_t tiles = ceil_div(s.tokens, 128) * ceil_div(s.columns(), columns);
-  const double rounds = static_cast<double>(ceil_div(tiles, d.multiprocessors));
-  const double chunk = 4.0 * columns * (columns == 128 ? 1.06 : 1.0);
-  return {{ProjectionKernel::kSm90Stream, 128, columns, 1,
-           "x and C stream; the tile that fills the device's last round best"},
-          6000.0 + rounds * (chunk * static_cast<double>(s.rest() / 64) + 9.0 * columns + 500.0)};
+  const double rounds = static_cast<double>(ceil_div(tiles, device.multiprocessors));
+  const double products = 4.0 * columns * static_cast<double>(s.rest() / 64);
+  if (columns == 128) return rounds * (1.04 * products + 250);
+  return rounds * (products + (columns == 192 ? 800 : 1500));
 }
 
-inline Candidate small_candidate(const ProjectionShape& s, const DeviceInfo& d, int columns,
-                                 int splits) {
+inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& device) {
+  int best = 256;
+  for (int columns : {192, 128})
+    if (stream_cycles(s, device, columns) < stream_cycles(s, device, best)) best = columns;
+  return {ProjectionKernel::kSm90Stream, 128, best, 1,
+          "x and C stream; the tile that fills the device's last round best"};
+}
+
+/// Up to 64 tokens, and as long as one CTA a multiprocessor covers the output in tiles of 64 x 64.
+/// Splitting the channels pays where a CTA would have many of them to itself.
+inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device,
+                       ProjectionConfig& config) {
   const int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
-  const std::int64_t chunks = ceil_div(s.rest() / 64, splits);
-  const std::int64_t bytes = small_shared_bytes(chunks, tokens, columns, splits);
-  const std::int64_t ctas =
-      ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns) * splits;
-  const std::int64_t resident =
-      std::max<std::int64_t>(1, 227 * 1024 / (bytes + 1024)) * d.multiprocessors;
-  const double waves = static_cast<double>(ceil_div(ctas, resident));
-  // What one multiprocessor takes in, at about 40 bytes a cycle, and multiplies.
-  const double each = static_cast<double>(ceil_div(ctas, d.multiprocessors));
-  const double load = each * static_cast<double>(bytes) / 40.0;
-  return {{ProjectionKernel::kSm90Small, tokens, columns, splits,
-           "few tokens: bound by streaming C, all of it in flight"},
-          4000.0 + load + 2000.0 * waves + (splits > 1 ? 150.0 * splits + tokens * 10.0 : 0.0)};
+  const std::int64_t ctas = ceil_div(s.tokens, tokens) * ceil_div(s.columns(), 64);
+  if (s.tokens > 64 && ctas > device.multiprocessors) return false;
+  int splits = 1;
+  if (s.rest() / 64 > 12)
+    while (splits < 4 && 2 * splits * ctas <= device.multiprocessors) splits *= 2;
+  config = {ProjectionKernel::kSm90Small, tokens, 64, splits,
+            "few tokens: bound by streaming C, as much of it in flight as fits"};
+  return true;
 }
 
 }  // namespace detail
 
-/// The fastest kernel for `shape` on `device` by estimate. Assumes checked arguments; the result
-/// passes `validate` whenever the device is of compute capability 8.0 or more, or the type fp32.
+/// The fastest kernel for `shape` on `device`, by measurements on an H100. Assumes checked
+/// arguments; the result passes `validate` whenever the device is of compute capability 8.0 or more,
+/// or the type fp32.
 [[nodiscard]] inline ProjectionConfig pick(const ProjectionShape& shape,
                                            const DeviceInfo& device) {
   if (shape.dtype == DType::kF32)
     return {ProjectionKernel::kSimt, 64, 64, 1, "fp32 has no exact tensor-core product"};
-  ProjectionConfig best{ProjectionKernel::kSm80, 128, 128, 1,
-                        device.wgmma ? "a width, depth or slice that is no multiple of 64"
-                                     : "no sm_90a device or code"};
-  double least = 0;
-  const auto consider = [&](const detail::Candidate& c) {
-    if (!validate(c.config, shape, device).ok()) return;
-    if (least > 0 && c.cycles >= least) return;
-    least = c.cycles;
-    best = c.config;
-  };
-  consider(detail::resident_candidate(shape, device));
-  for (int columns : {256, 192, 128}) consider(detail::stream_candidate(shape, device, columns));
-  if (shape.tokens <= 512)  // beyond, C would be read too often
-    for (int columns : {128, 64})
-      for (int splits = 1; splits <= detail::kMaxCluster; ++splits)
-        consider(detail::small_candidate(shape, device, columns, splits));
-  return best;
+  if (!device.wgmma)
+    return {ProjectionKernel::kSm80, 128, 128, 1, "no sm_90a device, or no code for it"};
+  if (!detail::fits_sm90(shape))
+    return {ProjectionKernel::kSm80, 128, 128, 1,
+            "a width other than 64 and 128, or a depth or slice that is no multiple of 64"};
+  ProjectionConfig config;
+  if (detail::pick_small(shape, device, config)) return config;
+  const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,
+                                  "width 128 over 384 channels: x in registers, C in turn"};
+  // With one unit a CTA there is nothing to keep x in registers for.
+  if (validate(resident, shape, device).ok() &&
+      detail::ceil_div(shape.tokens, 128) * shape.heads > device.multiprocessors)
+    return resident;
+  return detail::pick_stream(shape, device);
 }
 
 }  // namespace bda::inline v0::cuda

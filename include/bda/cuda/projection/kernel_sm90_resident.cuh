@@ -12,7 +12,7 @@
 ///
 /// One persistent CTA per multiprocessor. Its work is a range of units, a unit being one head for a
 /// block of 128 tokens: 128 x 128 of the output. Roles:
-///   producer, one thread (two for the opening): fills a ring with C in chunks of 128 columns x 64 channels, and with the
+///   producer, one thread (four for the opening): fills a ring with C in chunks of 128 columns x 64 channels, and with the
 ///     rows of x when a row block begins;
 ///   two consumer warpgroups, 64 tokens each: hold five sixths of their rows of x in registers as
 ///     wgmma operands (all of it, and the compiler serialises every wgmma for want of registers),
@@ -33,8 +33,6 @@ struct Sm90ResidentParams {
   int basis_begin;
   int units;
   int units_per_cta;
-  bool spread;  // see HeadRange
-  int head_step;
 };
 
 namespace sm90_resident {
@@ -60,14 +58,11 @@ __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
   return static_cast<int>(ptx::block_index()) * p.units_per_cta;
 }
 
-/// What a CTA does in one row block: `count` heads from `head` on, cyclically, in steps of
-/// p.head_step.
+/// What a CTA does in one row block: `count` heads from `head` on, cyclically.
 ///
 /// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges of two
 /// CTAs are turned so that every CTA reads the heads in the same cyclic order from head 0 on: all of
 /// them then want the same part of C at about the same time, and it comes from L2.
-/// With `spread` (every CTA within one row block) the opposite: the CTAs of a row block take every
-/// step-th head, and those of different row blocks begin at different ones.
 struct HeadRange {
   int head;
   int count;
@@ -77,9 +72,7 @@ struct HeadRange {
     const int begin = max(first, block * p.heads), end = min(last, (block + 1) * p.heads);
     const bool enters_late = begin > block * p.heads, leaves_early = end < (block + 1) * p.heads;
     count = end - begin;
-    if (p.spread)
-      head = static_cast<int>(ptx::block_index()) % p.heads;
-    else if (p.units_per_cta < p.heads || (enters_late && leaves_early))
+    if (p.units_per_cta < p.heads || (enters_late && leaves_early))
       head = begin - block * p.heads;  // three or more CTAs share the block: as they come
     else if (enters_late)
       head = 0;
@@ -117,7 +110,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   if (threadIdx.x < 128) {
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
-    if (threadIdx.x % 32 != 0 || threadIdx.x >= 64) return;
+    if (threadIdx.x % 32 != 0) return;
     RingPosition<kSlots> at;
     const auto fetch_coefficients = [&](int slot, int head, int chunk) {
       const std::uint8_t* source = static_cast<const std::uint8_t*>(p.coefficients) +
@@ -132,11 +125,13 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + 128;
     };
 
-    const auto fetch_row_block = [&](int row) {  // what does not pass through the ring
-      ptx::mbarrier_arrive_expect_bytes(row_full, 3 * kChunkBytes);
+    const auto fetch_basis = [&](int row) {
       for (int half = 0; half < 2; ++half)
         ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, row_full,
                          p.basis_begin + 64 * half, row);
+    };
+    const auto fetch_last_chunk = [&](int row) {
+      ptx::mbarrier_arrive_expect_bytes(row_full, 3 * kChunkBytes);  // the basis with it
       ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, row_full,
                        x_column(kRegisterChunks), row);
     };
@@ -145,17 +140,24 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), row);
     };
 
-    // The first round of slots needs no waiting, and two threads fill it at once: this one with C,
-    // which does not depend on the kernel before, the other one with the first rows of x.
+    // The first round of slots needs no waiting, and four threads fill it, because one takes longer
+    // to issue the copies than the first of them takes to arrive: this one C, which does not depend
+    // on the kernel before, the others the first rows of x.
     const int first_block = first_unit(p) / p.heads;
     const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
     if (threadIdx.x != 0) {
-      ptx::prefetch_tensor_map(p.x);
+      const int row = first_block * 128, turn = static_cast<int>(threadIdx.x) / 32;
       ptx::wait_for_previous_kernel();
-      for (int chunk = 0; chunk < kRegisterChunks; ++chunk)
-        fetch_rows(chunk, chunk, first_block * 128);
-      fetch_row_block(first_block * 128);
-      ptx::prefetch_tensor_map(p.out);
+      if (turn == 1)
+        for (int chunk = 0; chunk < 3; ++chunk) fetch_rows(chunk, chunk, row);
+      if (turn == 2) {
+        for (int chunk = 3; chunk < kRegisterChunks; ++chunk) fetch_rows(chunk, chunk, row);
+        fetch_last_chunk(row);
+      }
+      if (turn == 3) {
+        fetch_basis(row);
+        ptx::prefetch_tensor_map(p.out);
+      }
       return;
     }
     int fetched = kSlots - kRegisterChunks;  // chunks of the first head
@@ -175,7 +177,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         }
         ptx::mbarrier_wait(row_empty, row_parity);
         row_parity ^= 1;
-        fetch_row_block(block * 128);
+        fetch_last_chunk(block * 128);
+        fetch_basis(block * 128);
       }
       HeadRange heads(p, block);
       for (; heads.count > 0; --heads.count) {
@@ -185,8 +188,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           at.advance();
         }
         fetched = 0;
-        heads.head += p.head_step;
-        if (heads.head >= p.heads) heads.head -= p.heads;
+        if (++heads.head == p.heads) heads.head = 0;
       }
     }
   } else {
@@ -262,9 +264,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         }
       }
     };
-    const auto following = [&](int h, int steps) {
-      return kBias ? (h + steps * p.head_step) % p.heads : 0;
-    };
+    const auto following = [&](int h, int steps) { return kBias ? (h + steps) % p.heads : 0; };
 
     // The epilogue of a unit: four pieces of 32 columns, then one store a warp.
     const auto begin_store = [&] {
@@ -291,8 +291,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                           head, ptx::policy_evict_first());
         ptx::bulk_commit();
       }
-      head += p.head_step;
-      if (head >= p.heads) head -= p.heads;
+      if (++head == p.heads) head = 0;
     };
 
     // One unit into `c`; meanwhile the unit before, in `done`, is stored and its accumulator

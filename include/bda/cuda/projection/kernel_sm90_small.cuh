@@ -9,13 +9,15 @@
 #include "bda/cuda/ptx/wgmma.cuh"
 
 /// Few tokens on sm_90a (decode): the time is that of streaming C once, so every CTA asks for its
-/// whole slice of C at once and multiplies chunk by chunk as it arrives.
+/// whole slice of C at once, or for as much of it as fits, and multiplies chunk by chunk as it
+/// arrives.
 ///
 /// The operands are swapped: 64 output columns are the rows of wgmma, the tokens its columns, so
-/// that 16 tokens cost a quarter of 64. One warpgroup per 64 columns. Where there are fewer slices
-/// than multiprocessors a cluster of `splits` CTAs shares the rest channels: each one sends its
-/// partial sums to the CTA that stores those tokens, which adds them in rank order: the result does
-/// not depend on timing.
+/// that 16 tokens cost a quarter of 64. One warpgroup per 64 columns, and four warps that fill the
+/// slots by turns: a single thread takes longer to issue the copies than the first of them takes to
+/// arrive. Where there are fewer slices than multiprocessors a cluster of `splits` CTAs shares the
+/// rest channels: each one sends its partial sums to the CTA that stores those tokens, which adds
+/// them in rank order: the result does not depend on timing.
 namespace bda::inline v0::cuda {
 
 struct Sm90SmallParams {
@@ -27,45 +29,48 @@ struct Sm90SmallParams {
   int chunks;         // of 64 rest channels, all splits together
   int column_blocks;  // of 64 output columns
   int splits;
+  int slots;          // chunks in flight
   int basis_begin;
   bool dependent;  // launched beside the kernel before
 };
 
 /// grid: (splits, column tiles, token tiles), clusters of (splits, 1, 1); 128 threads for each 64
-/// columns of the tile.
+/// columns of the tile, and 128.
 template <class T, int kTokens>
-__global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
+__global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     sm90_small_kernel(const __grid_constant__ Sm90SmallParams p) {
 #if BDA_SM90A_CODE
-  constexpr std::uint32_t kBlockBytes = 8192;         // 64 columns x 64 channels of C
+  constexpr std::uint32_t kBlockBytes = 8192;          // 64 columns x 64 channels of C
   constexpr std::uint32_t kRowsBytes = kTokens * 128;  // kTokens rows x 64 channels of x
-  const int groups = static_cast<int>(blockDim.x) / 128, group = static_cast<int>(threadIdx.x) / 128;
-  const int first_block = static_cast<int>(blockIdx.y) * groups, block = first_block + group;
+  constexpr int kPairs = kTokens / 16;                 // of 8-token fragments; rank r stores every
+                                                       // splits-th pair from r on
+  constexpr std::uint32_t kPairBytes = 16 * 64 * 4;    // fp32, of one warpgroup
+  const int groups = static_cast<int>(blockDim.x) / 128 - 1;
+  const int first_block = static_cast<int>(blockIdx.y) * groups;
   const int token = static_cast<int>(blockIdx.z) * kTokens;
   const int rank = static_cast<int>(blockIdx.x), width_blocks = p.width / 64;
-  const int most = (p.chunks + p.splits - 1) / p.splits;  // chunks of the first rank
   const int first_chunk = rank * p.chunks / p.splits;
   const int chunks = (rank + 1) * p.chunks / p.splits - first_chunk;
 
-  // Shared memory: C [most], x [most], basis, output, partial sums [splits - 1][pairs], barriers.
-  // detail::small_shared_bytes counts the same. A pair is two 8-token fragments, 16 tokens; rank r
-  // stores every splits-th pair from r on.
-  constexpr int kPairs = kTokens / 16;
-  constexpr std::uint32_t kPairBytes = 16 * 64 * 4;  // fp32, of one warpgroup
+  // Shared memory: slots of C, slots of x, basis, output, partial sums [splits - 1][pairs],
+  // barriers. detail::small_shared_bytes counts the same.
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   const std::uint32_t coefficients = ptx::shared_address(shared_bytes);
-  const std::uint32_t rows = coefficients + most * groups * kBlockBytes;
-  const std::uint32_t basis = rows + most * kRowsBytes;
+  const std::uint32_t rows = coefficients + p.slots * groups * kBlockBytes;
+  const std::uint32_t basis = rows + p.slots * kRowsBytes;
   const std::uint32_t output = basis + groups * kRowsBytes;
   const std::uint32_t partials = output + groups * kRowsBytes;
   const std::uint32_t most_pairs = (kPairs + p.splits - 1) / p.splits;
   const std::uint32_t sender_bytes = most_pairs * groups * kPairBytes;
-  const std::uint32_t barriers = partials + (p.splits - 1) * sender_bytes;  // one a chunk, and two
-  const std::uint32_t basis_full = barriers + 8 * most, partials_full = basis_full + 8;
+  const std::uint32_t full = partials + (p.splits - 1) * sender_bytes, empty = full + 8 * p.slots;
+  const std::uint32_t basis_full = empty + 8 * p.slots, partials_full = basis_full + 8;
 
   ptx::allow_next_kernel();
   if (threadIdx.x == 0) {
-    for (int i = 0; i < chunks; ++i) ptx::mbarrier_init(barriers + 8 * i, 1);
+    for (int i = 0; i < p.slots; ++i) {
+      ptx::mbarrier_init(full + 8 * i, 1);
+      ptx::mbarrier_init(empty + 8 * i, 4 * groups);
+    }
     ptx::mbarrier_init(basis_full, 1);
     ptx::mbarrier_init(partials_full, 1);
     ptx::fence_mbarrier_init();
@@ -76,43 +81,51 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
   __syncthreads();
   if (p.splits > 1) ptx::cluster_arrive();  // the others may send from here on
 
-  // One thread of each warp issues the copies of its chunks: a single one would take longer than
-  // the first bytes need to arrive.
-  const int issuer = static_cast<int>(threadIdx.x) / 32, issuers = 4 * groups;
-  if (threadIdx.x % 32 == 0) {
-    const auto fetch_coefficients = [&](int i) {
-      for (int g = 0; g < min(groups, p.column_blocks - first_block); ++g)
-        ptx::bulk_load(coefficients + (i * groups + g) * kBlockBytes,
-                       static_cast<const std::uint8_t*>(p.coefficients) +
-                           (static_cast<std::int64_t>(first_block + g) * p.chunks + first_chunk +
-                            i) * kBlockBytes,
-                       kBlockBytes, barriers + 8 * i);
-    };
-    for (int i = issuer; i < chunks; i += issuers) {
-      ptx::mbarrier_arrive_expect_bytes(
-          barriers + 8 * i, min(groups, p.column_blocks - first_block) * kBlockBytes + kRowsBytes);
+  if (static_cast<int>(threadIdx.x) >= 128 * groups) {
+    // ------------------------------------------------------------------ producers
+    if (threadIdx.x % 32 == 0) {
+      const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
+      const int blocks = min(groups, p.column_blocks - first_block);
+      const std::uint8_t* const source =
+          static_cast<const std::uint8_t*>(p.coefficients) +
+          (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk) * kBlockBytes;
+      const auto fetch_coefficients = [&](int i, int slot) {
+        ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
+        for (int g = 0; g < blocks; ++g)
+          ptx::bulk_load(coefficients + (slot * groups + g) * kBlockBytes,
+                         source + (g * p.chunks + i) * static_cast<std::int64_t>(kBlockBytes),
+                         kBlockBytes, full + 8 * slot);
+      };
       // C does not depend on the kernel before, x and out do. Where there is one to wait for, C
-      // goes ahead; else x does, so that the products keep pace with C.
-      if (p.dependent) fetch_coefficients(i);
+      // goes ahead; else they go together, so that the products keep pace with C.
+      const int ahead = p.dependent ? min(chunks, p.slots) : 0;
+      for (int i = turn; i < ahead; i += 4) fetch_coefficients(i, i);
+      ptx::wait_for_previous_kernel();
+      if (turn == 3) {
+        ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
+        for (int g = 0; g < groups; ++g)
+          ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
+                           p.basis_begin + 64 * ((first_block + g) % width_blocks), token);
+      }
+      // A slot always belongs to the same warp: a parity can only tell the latest round.
+      for (int first = 0, round = 0; first < chunks; first += p.slots, ++round)
+        for (int slot = turn; slot < min(p.slots, chunks - first); slot += 4) {
+          if (round > 0) ptx::mbarrier_wait(empty + 8 * slot, (round - 1) & 1);
+          if (first + slot >= ahead) fetch_coefficients(first + slot, slot);
+          const int channel = 64 * (first_chunk + first + slot);
+          ptx::tensor_load(rows + slot * kRowsBytes, p.x, full + 8 * slot,
+                           channel < p.basis_begin ? channel : channel + p.width, token);
+        }
+      if (turn == 0) ptx::prefetch_tensor_map(p.out);
     }
-    ptx::wait_for_previous_kernel();
-    if (issuer == issuers - 1) {
-      ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
-      for (int g = 0; g < groups; ++g)
-        ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
-                         p.basis_begin + 64 * ((first_block + g) % width_blocks), token);
-    }
-    for (int i = issuer; i < chunks; i += issuers) {
-      const int channel = 64 * (first_chunk + i);
-      ptx::tensor_load(rows + i * kRowsBytes, p.x, barriers + 8 * i,
-                       channel < p.basis_begin ? channel : channel + p.width, token);
-      if (!p.dependent) fetch_coefficients(i);
-    }
-    if (issuer == 0) ptx::prefetch_tensor_map(p.out);
+    __syncwarp();
+    if (p.splits > 1) ptx::cluster_wait();
+    return;
   }
-  __syncwarp();
 
+  // -------------------------------------------------------------------- consumers
   // ---- the accumulator starts from the basis (in rank 0): c[4 i + ...] is 8 tokens, two columns
+  const int group = static_cast<int>(threadIdx.x) / 128, block = first_block + group;
   const int t = static_cast<int>(threadIdx.x) & 127, warp = t >> 5, lane = t & 31;
   // Piece of 8 columns and token row of this lane's address in a pair of 8-token fragments.
   const int column_piece = warp * 2 + ((lane >> 3) & 1), pair_row = 8 * (lane >> 4) + (lane & 7);
@@ -140,18 +153,29 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
     }
   }
 
-  const auto multiply = [&](int i) {
-    ptx::mbarrier_wait(barriers + 8 * i, 0);
+  int slot = 0;
+  std::uint32_t parity = 0;
+  const auto multiply = [&] {
+    ptx::mbarrier_wait(full + 8 * slot, parity);
     ptx::wgmma_fence();
     const std::uint64_t w =
-        ptx::matrix_descriptor(coefficients + (i * groups + group) * kBlockBytes);
-    const std::uint64_t x = ptx::matrix_descriptor(rows + i * kRowsBytes);
+        ptx::matrix_descriptor(coefficients + (slot * groups + group) * kBlockBytes);
+    const std::uint64_t x = ptx::matrix_descriptor(rows + slot * kRowsBytes);
 #pragma unroll
     for (int k = 0; k < 4; ++k) ptx::wgmma<T, kTokens>(c, w + 2 * k, x + 2 * k, 1);
     ptx::wgmma_commit();
   };
-  multiply(0);  // before the loop, so that within it only wgmma touches the accumulator
-  for (int i = 1; i < chunks; ++i) multiply(i);
+  multiply();  // before the loop, so that within it only wgmma touches the accumulator
+  for (int i = 1; i < chunks; ++i) {
+    const int before = slot;
+    if (++slot == p.slots) {
+      slot = 0;
+      parity ^= 1;
+    }
+    multiply();
+    ptx::wgmma_wait<1>();
+    if (lane == 0) ptx::mbarrier_arrive(empty + 8 * before);
+  }
   ptx::wgmma_wait<0>();
   ptx::delivered(c);
 
@@ -212,7 +236,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(256), 1)
                                    ptx::pack_pair<T>(v[6], v[7]));
   }
   ptx::fence_proxy_async();
-  __syncthreads();
+  if (group == 0)
+    ptx::barrier_sync<1>(128);
+  else
+    ptx::barrier_sync<2>(128);
   if (t == 0 && block < p.column_blocks) {
     for (int pair = rank; pair < kTokens / 16; pair += p.splits)
       ptx::tensor_store(p.out, output + group * kRowsBytes + pair * 2048, 0, token + 16 * pair,

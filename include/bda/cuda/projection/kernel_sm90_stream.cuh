@@ -10,7 +10,7 @@
 /// Any depth on sm_90a: x and C stream through one ring, tiles of 128 tokens x kColumns.
 ///
 /// One persistent CTA per multiprocessor takes every gridDim.x-th tile. Roles:
-///   producer, one thread (two for the opening): for each tile, first the basis channels of its
+///   producer, one thread (four for the opening): for each tile, first the basis channels of its
 ///     rows, then pairs of chunks, 128 rows of x and kColumns columns of C, 64 rest channels each;
 ///   two consumer warpgroups, 64 tokens each: start the accumulator from the basis, multiply, and
 ///     store 64 columns at a time. They share the ring but not their pace: the second one begins a
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   if (threadIdx.x < 128) {
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
-    if (threadIdx.x % 32 != 0 || threadIdx.x >= 64) return;
+    if (threadIdx.x % 32 != 0) return;
     RingPosition<kSlots> at;
     const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
       return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + p.width;
@@ -105,17 +105,20 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::tensor_load(ring + slot * kSlotBytes, p.x, full + 8 * slot, x_column(chunk), row);
     };
 
-    // The first round of slots needs no waiting, and two threads fill it at once: this one with C,
-    // which does not depend on the kernel before, the other one with x.
+    // The first round of slots needs no waiting, and four threads fill it, because one takes longer
+    // to issue the copies than the first of them takes to arrive: this one C, which does not depend
+    // on the kernel before, the others x.
     const int tile0 = static_cast<int>(blockIdx.x);
     const int opening = min(kSlots - 1, p.chunks);
     if (threadIdx.x != 0) {
-      ptx::prefetch_tensor_map(p.x);
+      const int row = tile0 / p.column_tiles * 128, turn = static_cast<int>(threadIdx.x) / 32;
       ptx::wait_for_previous_kernel();
-      const int row = tile0 / p.column_tiles * 128;
-      fetch_basis(0, row);
-      for (int chunk = 0; chunk < opening; ++chunk) fetch_rows(1 + chunk, chunk, row);
-      ptx::prefetch_tensor_map(p.out);
+      if (turn == 3) {
+        fetch_basis(0, row);
+        ptx::prefetch_tensor_map(p.out);
+      } else {
+        for (int chunk = turn - 1; chunk < opening; chunk += 2) fetch_rows(1 + chunk, chunk, row);
+      }
       return;
     }
     for (int chunk = 0; chunk < opening; ++chunk)

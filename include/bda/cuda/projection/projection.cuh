@@ -85,9 +85,6 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
   p.basis_begin = static_cast<int>(a.basis_begin);
   p.units = static_cast<int>(units);
   p.units_per_cta = static_cast<int>(ceil_div(units, device.multiprocessors));
-  // Few units a CTA: C comes from DRAM once, and the sooner all of it is asked for, the better.
-  p.spread = p.units_per_cta <= 8 && p.heads % p.units_per_cta == 0;
-  p.head_step = p.spread ? p.heads / p.units_per_cta : 1;
   const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))),
                           sm90_resident::kThreads, sizeof(sm90_resident::Shared)};
   const auto kernel = a.bias != nullptr ? sm90_resident_kernel<T, true>
@@ -131,6 +128,7 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   p.chunks = static_cast<int>(a.packing.channel_blocks());
   p.column_blocks = static_cast<int>(a.packing.column_blocks());
   p.splits = config.splits;
+  p.slots = small_slots(p.chunks, kTokens, config.tile_columns, config.splits);
   p.dependent = a.dependent_launch;
   p.basis_begin = static_cast<int>(a.basis_begin);
   const std::int64_t columns = ceil_div(p.column_blocks, config.tile_columns / 64);
@@ -138,10 +136,9 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   if (columns > 65535) return Status::invalid("column tiles of out", "at most", 65535, columns);
   if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
   const LaunchShape shape{dim3(to_grid(p.splits), to_grid(columns), to_grid(rows)),
-                          2 * config.tile_columns,
+                          2 * config.tile_columns + 128,
                           static_cast<std::size_t>(small_shared_bytes(
-                              ceil_div(p.chunks, p.splits), kTokens, config.tile_columns,
-                              config.splits)),
+                              p.slots, kTokens, config.tile_columns, config.splits)),
                           config.splits};
   return launch("sm90_small launch", sm90_small_kernel<T, kTokens>, shape, a.dependent_launch,
                 stream, p);
