@@ -28,12 +28,16 @@ namespace {
 
 constexpr std::int64_t kDim = 512, kWidth = 128;
 
+/// Whole cache lines, as an engine's activations are.
 template <class T>
-std::vector<T> normal(std::int64_t count, double scale, std::uint32_t seed) {
+using Aligned = std::vector<T, Eigen::aligned_allocator<T>>;
+
+template <class Values>
+Values normal(std::int64_t count, double scale, std::uint32_t seed) {
   std::mt19937 engine(seed);
   std::normal_distribution<float> distribution(0, static_cast<float>(scale));
-  std::vector<T> values(static_cast<std::size_t>(count));
-  for (T& x : values) x = static_cast<T>(distribution(engine));
+  Values values(static_cast<std::size_t>(count));
+  for (auto& x : values) x = static_cast<typename Values::value_type>(distribution(engine));
   return values;
 }
 
@@ -42,7 +46,7 @@ bda::KvProjection<T> projection(std::int64_t heads, bool decomposed) {
   bda::KvProjection<T> p;
   if (decomposed) p.basis = bda::IndexSet::slice(kDim, 0, kWidth);
   p.weight = bda::Matrix<T>(decomposed ? kDim - kWidth : kDim, heads * kWidth);
-  p.weight.values = normal<T>(p.weight.size(), 0.05, decomposed ? 1 : 2);
+  p.weight.values = normal<std::vector<T>>(p.weight.size(), 0.05, decomposed ? 1 : 2);
   return p;
 }
 
@@ -66,8 +70,8 @@ void projection_cpu(benchmark::State& state) {
   const std::int64_t cols = heads * kWidth;
   const auto bd = projection<T>(heads, true), plain = projection<T>(heads, false);
   const bda::cpu::ProjectionPlan<float> bd_plan(bd), plain_plan(plain);
-  const auto x = normal<float>(tokens * kDim, 1, 3);
-  std::vector<float> out(static_cast<std::size_t>(tokens * cols));
+  const auto x = normal<Aligned<float>>(tokens * kDim, 1, 3);
+  Aligned<float> out(static_cast<std::size_t>(tokens * cols));
   const bda::TensorView<const float, 3> c(x.data(), {1, tokens, kDim});
   const bda::TensorView<float, 4> y(out.data(), {1, tokens, heads, kWidth});
   bda::cpu::Arena measured;

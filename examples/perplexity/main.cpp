@@ -43,6 +43,7 @@ int main(int argc, char** argv) {
     return kSuccess;
   }
   try {
+    if (args.json) perplexity::check_json(*args.json);
     const perplexity::Comparison result = compare(args);
     perplexity::print(result, std::cout);
     if (args.json) perplexity::add_to_json(result, *args.json);

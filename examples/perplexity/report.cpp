@@ -135,6 +135,8 @@ void print(const Comparison& r, std::ostream& out) {
   }
 }
 
+void check_json(const std::filesystem::path& file) { (void)read_runs(file); }
+
 void add_to_json(const Comparison& result, const std::filesystem::path& file) {
   Json runs = read_runs(file);
   const Json run = to_json(result);

@@ -17,10 +17,10 @@ namespace bda::inline v0 {
 /// `BDAttention<CpuBackend<float>> layer(weights);` takes original and decomposed weights alike; a
 /// projection with a basis runs as `c_S + c_rest C`, one without as the plain product.
 ///
-/// `run` allocates nothing and never synchronises: it works in the caller's workspace, of at least
-/// `workspace_size` bytes for the same arguments. It checks everything before it writes anything,
-/// and is safe to call from several threads at once with different workspaces and caches. `out` may
-/// be `x` itself.
+/// `run` works in the caller's workspace, of at least `workspace_size` bytes for the same
+/// arguments; it allocates nothing (but see the backend) and never synchronises. It checks
+/// everything before it writes anything, and is safe to call from several threads at once with
+/// different workspaces and caches. `out` may be `x` itself.
 ///
 /// A query that sees no key gets zeros from every head, so its row of `out` is `o_bias`.
 template <class Backend>

@@ -58,16 +58,17 @@ concept Storage = requires {
   StorageTraits<T>::dtype;
 };
 
-/// IEEE 754 binary16 to float; exact.
+/// IEEE 754 binary16 to float; exact. Without branches, so that loops over it are vectorised.
 [[nodiscard]] constexpr float float_from_fp16_bits(std::uint16_t bits) {
   const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
-  const std::uint32_t exponent = (bits >> 10) & 0x1fu;
-  const std::uint32_t mantissa = bits & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0)
-    return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals
-  return sign ? -magnitude : magnitude;
+  const std::uint32_t exponent = bits & 0x7c00u;
+  // the exponent's bias is 127 in place of 15; that of Inf and NaN goes to the top
+  const std::uint32_t shift = exponent == 0x7c00u ? 224u << 23 : 112u << 23;
+  const std::uint32_t normal = (static_cast<std::uint32_t>(bits & 0x7fffu) << 13) + shift;
+  const std::uint32_t small =  // zero and subnormals
+      std::bit_cast<std::uint32_t>(static_cast<float>(bits & 0x3ff) * 0x1p-24f);
+  const std::uint32_t is_small = 0u - static_cast<std::uint32_t>(exponent == 0);
+  return std::bit_cast<float>(sign | (small & is_small) | (normal & ~is_small));
 }
 
 /// bfloat16 to float; exact.

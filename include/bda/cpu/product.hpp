@@ -41,6 +41,9 @@ struct Blocking {
   static constexpr std::int64_t kMaxRows = 1024;  // of activations, that share its packing
   static constexpr std::int64_t kStreamRows = 6;  // up to here weights are read once, unpacked
   static constexpr std::int64_t kStreamCols = 1024;
+  // rows of sums, not a whole page apart: loads would wait for stores that only look the same
+  static constexpr std::int64_t kStreamStride = kStreamCols + 16;
+  static constexpr std::int64_t kStreamDepth = 4;  // rows of weights for each pass over the sums
 };
 
 /// The runs of columns [first, last) that lie within one head each.
@@ -97,19 +100,35 @@ void store_tile(const Product<C, S>& p, std::int64_t row, std::int64_t rows, std
 }
 
 /// A few rows: bound by reading the weights, so each is read once, in storage order.
+/// `scratch` holds kStreamDepth rows of widened weights, then the sums.
 template <class C, class S>
-void stream_columns(const Product<C, S>& p, std::int64_t first, std::int64_t last, C* sums) {
+void stream_columns(const Product<C, S>& p, std::int64_t first, std::int64_t last, C* scratch) {
+  using Line = Eigen::Array<C, Eigen::Dynamic, 1>;
+  constexpr std::int64_t kStride = Blocking::kStreamStride, kDepth = Blocking::kStreamDepth;
   const std::int64_t count = last - first;
-  load_tile(p, 0, p.rows(), first, last, true, sums, count);
-  for (std::int64_t k = 0; k < p.depth(); ++k) {
-    const Eigen::Map<const Eigen::Array<S, Eigen::Dynamic, 1>> w(&p.w(k, first), count);
-    const std::int64_t channel = p.channels.empty() ? k : p.channels[static_cast<std::size_t>(k)];
+  C* const sums = scratch + kDepth * kStride;
+  load_tile(p, 0, p.rows(), first, last, true, sums, kStride);
+  for (std::int64_t k = 0; k < p.depth(); k += kDepth) {
+    const std::int64_t lines = std::min(kDepth, p.depth() - k);
+    const C* w[kDepth] = {};
+    std::int64_t channel[kDepth] = {};
+    for (std::int64_t i = 0; i < lines; ++i) {
+      w[i] = widened(&p.w(k + i, first), scratch + i * kStride, count);
+      channel[i] = p.channels.empty() ? k + i : p.channels[static_cast<std::size_t>(k + i)];
+    }
     RowCursor<const C> a(p.a, 0);
-    for (std::int64_t i = 0; i < p.rows(); ++i, a.next())
-      Eigen::Map<Eigen::Array<C, Eigen::Dynamic, 1>>(sums + i * count, count) +=
-          a.data()[channel] * w.template cast<C>();
+    for (std::int64_t row = 0; row < p.rows(); ++row, a.next()) {
+      Eigen::Map<Line> sum(sums + row * kStride, count);
+      const auto term = [&](std::int64_t i) {
+        return a.data()[channel[i]] * Eigen::Map<const Line>(w[i], count);
+      };
+      if (lines == kDepth)
+        sum += (term(0) + term(1)) + (term(2) + term(3));
+      else
+        for (std::int64_t i = 0; i < lines; ++i) sum += term(i);
+    }
   }
-  store_tile(p, 0, p.rows(), first, last, sums, count);
+  store_tile(p, 0, p.rows(), first, last, sums, kStride);
 }
 
 /// One register block: rows [row, row + rows) and columns [first, last), at most kCols of them.
@@ -190,7 +209,7 @@ struct ProductScratch {
     constexpr std::int64_t kCols = TileShape<C>::kCols;
     ProductScratch s;
     if (rows <= Blocking::kStreamRows) {
-      s.worker = rows * std::min(cols, Blocking::kStreamCols);
+      s.worker = (rows + Blocking::kStreamDepth) * Blocking::kStreamStride;
       return s;
     }
     s.packed = std::min(rows, Blocking::kMaxRows) * depth;
