@@ -4,9 +4,11 @@
 // follows the power drawn over the last tens of milliseconds by 20 %. In streams, each sample comes
 // after some milliseconds of the plain product, untimed: so all contestants, the plain product too,
 // start from the same clock and power budget, and not from what the one before them left.
-// Medians over the rounds become the counters; the manual time is ours. All figures are on random normal data, with the weights rotated through more memory than L2
-// holds. Flags besides Google Benchmark's: --rounds=N, --warm_us=, --sample_us= (of each round), --graph_tokens=M (up to which launches are
-// timed in graphs), --all_configs (every configuration that fits, not only the chosen one).
+// Medians over the rounds become the counters; the manual time is ours. All figures are on random
+// normal data, with the weights rotated through more memory than L2 holds. Flags besides Google
+// Benchmark's: --rounds=N, --warm_us=, --sample_us= (of each round), --graph_tokens=M (up to which
+// launches are timed in graphs), --all_configs (every configuration that fits, not only the chosen
+// one).
 #include <benchmark/benchmark.h>
 #include <cublasLt.h>
 #include <cuda_runtime.h>
@@ -32,23 +34,23 @@ using bda::cuda::ProjectionArguments;
 using bda::cuda::ProjectionConfig;
 using bda::cuda::ProjectionKernel;
 
-#define CHECK_CUDA(call)                                                               \
-  do {                                                                                 \
-    const auto code_ = (call);                                                         \
-    if (static_cast<int>(code_) != 0) {                                                \
-      std::fprintf(stderr, "%s:%d: %s returned %d\n", __FILE__, __LINE__, #call,       \
-                   static_cast<int>(code_));                                           \
-      std::exit(1);                                                                    \
-    }                                                                                  \
+#define CHECK_CUDA(call)                                                         \
+  do {                                                                           \
+    const auto code_ = (call);                                                   \
+    if (static_cast<int>(code_) != 0) {                                          \
+      std::fprintf(stderr, "%s:%d: %s returned %d\n", __FILE__, __LINE__, #call, \
+                   static_cast<int>(code_));                                     \
+      std::exit(1);                                                              \
+    }                                                                            \
   } while (false)
 
-constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;  // for cublasLt
+constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;   // for cublasLt
 constexpr std::int64_t kRotatedBytes = std::int64_t{100} << 20;  // twice the L2 of an H100
 constexpr int kGraphLaunches = 24;
 
 struct Settings {
   int rounds = 11;
-  int graph_tokens = 64;  // up to here launches are timed in graphs
+  int graph_tokens = 64;                      // up to here launches are timed in graphs
   double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
   bool all_configs = false;
 } settings;
@@ -161,28 +163,28 @@ struct Heuristic {  // a named struct: nvcc 13.0 cannot hold cublasLt's unnamed 
 template <class T>
 struct BlasProduct {
   struct Shape {
-    std::int64_t tokens, columns, depth;        // of one batch
+    std::int64_t tokens, columns, depth;  // of one batch
     std::int64_t x_stride, weight_stride, out_stride;
-    bool transposed;                            // W as [columns, depth]
-    int batches = 1;                            // along the columns
+    bool transposed;  // W as [columns, depth]
+    int batches = 1;  // along the columns
     std::int64_t weight_batch = 0;
-    bool add = false;                           // beta = 1, the same addend for every batch
+    bool add = false;  // beta = 1, the same addend for every batch
   };
 
   explicit BlasProduct(const Shape& s) : shape(s) {
     CHECK_CUDA(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     const cublasOperation_t op = s.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    CHECK_CUDA(cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &op,
-                                              sizeof op));
+    CHECK_CUDA(
+        cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &op, sizeof op));
     const auto layout = [&](std::int64_t rows, std::int64_t cols, std::int64_t stride,
                             std::int64_t batch) {
       cublasLtMatrixLayout_t l = nullptr;
       CHECK_CUDA(cublasLtMatrixLayoutCreate(&l, kBlasType<T>, static_cast<std::uint64_t>(rows),
                                             static_cast<std::uint64_t>(cols), stride));
-      CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
-                                                  &s.batches, sizeof s.batches));
-      CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(
-          l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch, sizeof batch));
+      CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &s.batches,
+                                                  sizeof s.batches));
+      CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                  &batch, sizeof batch));
       return l;
     };
     a = s.transposed ? layout(s.depth, s.columns, s.weight_stride, s.weight_batch)
@@ -198,8 +200,8 @@ struct BlasProduct {
                                                     &kWorkspaceBytes, sizeof kWorkspaceBytes));
     cublasLtMatmulHeuristicResult_t results[16];
     int found = 0;
-    if (cublasLtMatmulAlgoGetHeuristic(context.blas, operation, a, b, c, d, preference, 16,
-                                       results, &found) != CUBLAS_STATUS_SUCCESS)
+    if (cublasLtMatmulAlgoGetHeuristic(context.blas, operation, a, b, c, d, preference, 16, results,
+                                       &found) != CUBLAS_STATUS_SUCCESS)
       found = 0;
     for (int i = 0; i < found; ++i)
       if (results[i].state == CUBLAS_STATUS_SUCCESS) heuristics.push_back({results[i]});
@@ -209,8 +211,8 @@ struct BlasProduct {
     const float one = 1, beta = shape.add ? 1 : 0;
     return cublasLtMatmul(context.blas, operation, &one, weight, a, x, b, &beta,
                           shape.add ? addend : out, c, out, d, &heuristics[which].value.algo,
-                          context.workspace, kWorkspaceBytes, context.stream) ==
-           CUBLAS_STATUS_SUCCESS;
+                          context.workspace, kWorkspaceBytes,
+                          context.stream) == CUBLAS_STATUS_SUCCESS;
   }
   Shape shape;
   cublasLtMatmulDesc_t operation = nullptr;
@@ -236,8 +238,8 @@ std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T>::Sha
       const Launch launch = [=](int j) { product->launch(i, weight(j), x, addend, out); };
       const double once = time_stream(launch, 1);
       const int launches = std::clamp(static_cast<int>(1000 / once), 3, 20);
-      ranked.push_back({std::min(time_stream(launch, launches), time_stream(launch, launches)),
-                        launch});
+      ranked.push_back(
+          {std::min(time_stream(launch, launches), time_stream(launch, launches)), launch});
     }
   }
   CHECK_CUDA(cudaStreamSynchronize(context.stream));
@@ -278,12 +280,11 @@ std::vector<ProjectionConfig> contest_configs(const ProjectionArguments<T>& args
   add(ProjectionKernel::kSm80, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
-  if (args.x.extent(0) <= 1024)
+  if (args.x.extent(0) <= 512)
     for (int columns : {64, 128})
       for (int splits : {1, 2, 4, 6, 8})
         for (int tokens : {16, 32, 64})
-          if (tokens == 64 || tokens >= args.x.extent(0))
-            add(ProjectionKernel::kSm90Small, tokens, columns, splits);
+          add(ProjectionKernel::kSm90Small, tokens, columns, splits);
   return configs;
 }
 
@@ -320,11 +321,12 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
                              }});
     }
   using Shape = typename BlasProduct<T>::Shape;
-  const auto add_plain = [&](const char* name, std::int64_t depth, const T* from, std::size_t keep) {
-    const std::vector<Ranked> ranked = rank_products<T>(
-        {Shape{tokens, columns, depth, kv_dim, columns, columns, false},
-         Shape{tokens, columns, depth, kv_dim, depth, columns, true}},
-        weight, from, nullptr, out.data);
+  const auto add_plain = [&](const char* name, std::int64_t depth, const T* from,
+                             std::size_t keep) {
+    const std::vector<Ranked> ranked =
+        rank_products<T>({Shape{tokens, columns, depth, kv_dim, columns, columns, false},
+                          Shape{tokens, columns, depth, kv_dim, depth, columns, true}},
+                         weight, from, nullptr, out.data);
     for (std::size_t i = 0; i < std::min(keep, ranked.size()); ++i) {
       const std::string full = name + std::to_string(i);
       contestants.push_back({full, ranked[i].launch});
@@ -334,16 +336,17 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
   add_plain("plain", kv_dim, x.data, 2);
   add_plain("rest", rest, x.data + width, 1);
   // The fused product by the library: batched over heads, x_S added to each with batch stride 0.
-  const std::vector<Ranked> batched = rank_products<T>(
-      {Shape{tokens, width, rest, kv_dim, columns, columns, false, static_cast<int>(heads), width,
-             true},
-       Shape{tokens, width, rest, kv_dim, rest, columns, true, static_cast<int>(heads),
-             width * rest, true}},
-      weight, x.data + width, x.data, out.data);
+  const std::vector<Ranked> batched =
+      rank_products<T>({Shape{tokens, width, rest, kv_dim, columns, columns, false,
+                              static_cast<int>(heads), width, true},
+                        Shape{tokens, width, rest, kv_dim, rest, columns, true,
+                              static_cast<int>(heads), width * rest, true}},
+                       weight, x.data + width, x.data, out.data);
   if (!batched.empty()) contestants.push_back({"batched0", batched[0].launch});
 
   if (graphs)
-    for (Contestant& c : contestants) c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
+    for (Contestant& c : contestants)
+      c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
   CHECK_CUDA(cudaStreamSynchronize(context.stream));
   const double once = time_stream(contestants[0].launch, 3) * (graphs ? kGraphLaunches : 1);
   const int launches = std::clamp(static_cast<int>(settings.sample_us / once), 3, 2000);
@@ -440,9 +443,9 @@ void ceilings(benchmark::State& state) {
 
 template <class T>
 void add_benchmarks(const char* type) {
-  constexpr std::int64_t kShapes[][3] = {{512, 128, 128}, {512, 128, 16},  {512, 128, 64},
-                                         {1536, 128, 12}, {768, 64, 12},   {2048, 128, 16}};
-  constexpr std::int64_t kTokens[] = {1,    16,   64,   128,  256,   512,  1024,
+  constexpr std::int64_t kShapes[][3] = {{512, 128, 128}, {512, 128, 16}, {512, 128, 64},
+                                         {1536, 128, 12}, {768, 64, 12},  {2048, 128, 16}};
+  constexpr std::int64_t kTokens[] = {1,    16,   64,   128,   256,   512,  1024,
                                       2048, 4096, 8192, 16384, 32768, 65536};
   for (const auto& [kv_dim, width, heads] : kShapes)
     for (std::int64_t tokens : kTokens) {
@@ -450,8 +453,7 @@ void add_benchmarks(const char* type) {
                                "/r:" + std::to_string(width) + "/n:" + std::to_string(heads) +
                                "/M:" + std::to_string(tokens);
       benchmark::RegisterBenchmark(
-          name.c_str(),
-          [=](benchmark::State& s) { project<T>(s, kv_dim, width, heads, tokens); })
+          name.c_str(), [=](benchmark::State& s) { project<T>(s, kv_dim, width, heads, tokens); })
           ->UseManualTime()
           ->Iterations(settings.rounds)
           ->Unit(benchmark::kMicrosecond);

@@ -12,6 +12,10 @@ if(BDA_CHECKPOINT)
   install(EXPORT bda_checkpoint FILE bda-checkpoint-targets.cmake NAMESPACE bda::
           DESTINATION "${config_dir}")
 endif()
+if(BDA_CUDA)
+  install(TARGETS bda_cuda EXPORT bda_cuda)
+  install(EXPORT bda_cuda FILE bda-cuda-targets.cmake NAMESPACE bda:: DESTINATION "${config_dir}")
+endif()
 configure_package_config_file("${CMAKE_CURRENT_LIST_DIR}/bdaConfig.cmake.in"
                               "${PROJECT_BINARY_DIR}/bdaConfig.cmake"
                               INSTALL_DESTINATION "${config_dir}")

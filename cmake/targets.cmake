@@ -15,3 +15,17 @@ function(bda_add_executable target)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${PROJECT_BINARY_DIR}/bin")
   bda_target_defaults(${target})
 endfunction()
+
+# nvcc's language level, which CMake 3.24 and 3.25 do not know for every version of nvcc.
+function(bda_cuda_defaults target)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+endfunction()
+
+# The kernels, instantiated once for all executables that launch them.
+function(bda_add_cuda_kernels)
+  if(NOT TARGET bda_cuda_kernels)
+    add_library(bda_cuda_kernels STATIC "${PROJECT_SOURCE_DIR}/cmake/cuda_kernels.cu")
+    bda_cuda_defaults(bda_cuda_kernels)
+    target_link_libraries(bda_cuda_kernels PUBLIC bda::cuda)
+  endif()
+endfunction()

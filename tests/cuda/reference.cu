@@ -1,6 +1,6 @@
-#include "reference.hpp"
-
 #include <cuda_runtime.h>
+
+#include "reference.hpp"
 
 namespace bda_test {
 namespace {
@@ -11,8 +11,8 @@ __global__ void fill_kernel(T* data, std::int64_t rows, std::int64_t columns, st
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < rows * columns;
        i += std::int64_t{gridDim.x} * blockDim.x) {
     // splitmix64, then Box-Muller.
-    std::uint64_t z = (static_cast<std::uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull +
-                      seed * 0xd1b54a32d192ed03ull;
+    std::uint64_t z =
+        (static_cast<std::uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull + seed * 0xd1b54a32d192ed03ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     z ^= z >> 31;
@@ -94,14 +94,14 @@ Comparison compare(const bda::cuda::ProjectionArguments<T>& args, const T* coeff
   host.wrong = ~0ull;  // what a failed launch leaves
   if (cudaMalloc(&device, sizeof(Comparison)) != cudaSuccess) return host;
   cudaMemset(device, 0, sizeof(Comparison));
-  const double unit = sizeof(T) == 4                          ? 0x1p-24
+  const double unit = sizeof(T) == 4                           ? 0x1p-24
                       : args.shape().dtype == bda::DType::kF16 ? 0x1p-11
                                                                : 0x1p-8;
-  const Operands operands{args.x.extent(0),  args.packing.rest,  args.packing.width,
-                          args.packing.columns(), args.basis_begin, args.x.stride(0),
-                          args.out.stride(0), args.out.stride(1), unit};
-  compare_kernel<T><<<2048, 256>>>(operands, args.x.data, coefficients, args.bias, args.out.data,
-                                   device);
+  const Operands operands{args.x.extent(0),       args.packing.rest,  args.packing.width,
+                          args.packing.columns(), args.basis_begin,   args.x.stride(0),
+                          args.out.stride(0),     args.out.stride(1), unit};
+  compare_kernel<T>
+      <<<2048, 256>>>(operands, args.x.data, coefficients, args.bias, args.out.data, device);
   count_poison<T><<<512, 256>>>(buffer, elements, device);
   if (cudaDeviceSynchronize() == cudaSuccess)
     cudaMemcpy(&host, device, sizeof(Comparison), cudaMemcpyDeviceToHost);

@@ -17,14 +17,15 @@ struct Comparison {
 /// The fill of outputs and of what lies around inputs: every byte 0xff, a NaN in every type.
 constexpr int kPoison = 0xff;
 
-/// Random normal values times `scale` into [rows, columns] at `stride`; the gaps keep what they hold.
+/// Random normal values times `scale` into [rows, columns] at `stride`; the gaps keep what they
+/// hold.
 template <class T>
 void fill_normal(T* data, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                  std::uint64_t seed, float scale);
 
 /// Compares `args.out` with the formula in double precision from the plain coefficients
-/// [rest, heads * width], and counts the poisoned elements in `buffer` (of `elements`), in which out
-/// lies.
+/// [rest, heads * width], and counts the poisoned elements in `buffer` (of `elements`), in which
+/// out lies.
 template <class T>
 Comparison compare(const bda::cuda::ProjectionArguments<T>& args, const T* coefficients,
                    const T* buffer, std::int64_t elements);

@@ -58,8 +58,8 @@ TEST_CASE("each rule names its argument and both values", "[cuda][arguments]") {
   CHECK(starts(message_after([](Arguments& a) { a.packing.heads = 0; }), "packing.heads"));
   CHECK(starts(message_after([](Arguments& a) { a.packing.width = 0; }), "packing.width"));
   CHECK(starts(message_after([](Arguments& a) { a.packing.rest = 0; }), "packing.rest"));
-  CHECK(starts(message_after([](Arguments& a) { a.packing.heads = 1 << 30; }),
-               "packing.columns()"));
+  CHECK(
+      starts(message_after([](Arguments& a) { a.packing.heads = 1 << 30; }), "packing.columns()"));
   CHECK(starts(message_after([](Arguments& a) { a.x.extents[0] = std::int64_t{1} << 40; }),
                "x.extent(0)"));
   CHECK(message_after([](Arguments& a) { a.x.extents[1] = 500; }) ==
@@ -73,7 +73,9 @@ TEST_CASE("each rule names its argument and both values", "[cuda][arguments]") {
   CHECK(starts(message_after([](Arguments& a) { a.x.strides[1] = 2; }), "x.stride(1)"));
   CHECK(starts(message_after([](Arguments& a) { a.out.strides[2] = 2; }), "out.stride(2)"));
   CHECK(starts(message_after([](Arguments& a) { a.x.strides[0] = 504; }), "x.stride(0)"));
-  CHECK(starts(message_after([](Arguments& a) { a.out.strides = {kWidth, kWidth, 1}; }),
+  CHECK(starts(message_after([](Arguments& a) {
+                 a.out.strides = {kWidth, kWidth, 1};
+               }),
                "out.stride(1)"));
   CHECK(starts(message_after([](Arguments& a) { a.x.data = nullptr; }), "x.data"));
   CHECK(starts(message_after([](Arguments& a) { a.coefficients = nullptr; }), "coefficients"));

@@ -1,5 +1,5 @@
-#include <catch2/catch_test_macros.hpp>
 #include <algorithm>
+#include <catch2/catch_test_macros.hpp>
 #include <string>
 
 #include "bda/cuda/projection/config.hpp"
@@ -37,8 +37,9 @@ TEST_CASE("every choice is one its kernel accepts", "[cuda][config]") {
                 if (begin > rest) continue;
                 const ProjectionShape s{dtype, tokens, rest + width, width, heads, begin};
                 const ProjectionConfig c = pick(s, device);
-                INFO(name_of(c.kernel) << ' ' << c.tile_tokens << 'x' << c.tile_columns << " splits "
-                                       << c.splits << " for width " << width << " rest " << rest);
+                INFO(name_of(c.kernel)
+                     << ' ' << c.tile_tokens << 'x' << c.tile_columns << " splits " << c.splits
+                     << " for width " << width << " rest " << rest);
                 const bda::Status status = validate(c, s, device);
                 INFO(status.message());
                 if (!status.ok() || c.why[0] == 0) FAIL("not accepted");
@@ -109,8 +110,8 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
   CHECK(message(resident, s, kH100).find("fp16 or bf16") != std::string::npos);
   CHECK(message({ProjectionKernel::kSimt, 64, 64, 1, ""}, deepseek(1), kH100).find("fp32") !=
         std::string::npos);
-  CHECK(message({ProjectionKernel::kSm90Small, 16, 64, 7, ""}, deepseek(1), kH100)
-            .find("got 7") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Small, 16, 64, 7, ""}, deepseek(1), kH100).find("got 7") !=
+        std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Small, 8, 64, 1, ""}, deepseek(1), kH100)
             .find("tile_tokens") != std::string::npos);
   constexpr DeviceInfo kLittleMemory{9, 0, 132, 65536, true};
@@ -118,6 +119,7 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
             .find("shared memory") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Stream, 128, 64, 1, ""}, deepseek(64), kH100)
             .find("got 64") != std::string::npos);
-  CHECK(message({ProjectionKernel::kSm80, 64, 64, 1, ""}, deepseek(64), kH100)
-            .find("tile_tokens") != std::string::npos);
+  CHECK(
+      message({ProjectionKernel::kSm80, 64, 64, 1, ""}, deepseek(64), kH100).find("tile_tokens") !=
+      std::string::npos);
 }

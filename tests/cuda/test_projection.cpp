@@ -77,11 +77,10 @@ struct Problem {
     args.packing = packing_of(kv_dim, width, heads);
     args.basis_begin = basis_begin;
     args.x = {x.data, {tokens, kv_dim}, {kv_dim + layout.x_gap, 1}};
-    args.out = layout.head_major
-                   ? TensorView<T, 3>(out.data + kGuard, {tokens, heads, width},
-                                      {width, tokens * width + layout.out_gap, 1})
-                   : TensorView<T, 3>(out.data + kGuard, {tokens, heads, width},
-                                      {heads * width + layout.out_gap, width, 1});
+    args.out = layout.head_major ? TensorView<T, 3>(out.data + kGuard, {tokens, heads, width},
+                                                    {width, tokens * width + layout.out_gap, 1})
+                                 : TensorView<T, 3>(out.data + kGuard, {tokens, heads, width},
+                                                    {heads * width + layout.out_gap, width, 1});
     bda_test::fill_normal(x.data, tokens, kv_dim, kv_dim + layout.x_gap, 3 * seed, 1.0f);
     bda_test::fill_normal(plain.data, kv_dim - width, heads * width, heads * width, 3 * seed + 1,
                           0.05f);
@@ -264,8 +263,8 @@ TEMPLATE_TEST_CASE("200 runs give the same bits", "[gpu][determinism]", __half, 
   }
 }
 
-TEMPLATE_TEST_CASE("a token's bits do not depend on the other tokens", "[gpu][determinism]",
-                   __half, __nv_bfloat16) {
+TEMPLATE_TEST_CASE("a token's bits do not depend on the other tokens", "[gpu][determinism]", __half,
+                   __nv_bfloat16) {
   SKIP_WITHOUT_DEVICE();
   using T = TestType;
   const DeviceInfo device = bda::cuda::query_device<T>();
@@ -318,8 +317,8 @@ TEMPLATE_TEST_CASE("dependent launches in a chain see each other's results", "[g
       forward.args.force = backward.args.force = config;
       const auto chain = [&](bool dependent) {
         Problem<T> fresh(tokens, 512, 128, 4, 0, {});
-        REQUIRE_CUDA(cudaMemcpy(forward.x.data, fresh.x.data, fresh.x.bytes(),
-                                cudaMemcpyDeviceToDevice));
+        REQUIRE_CUDA(
+            cudaMemcpy(forward.x.data, fresh.x.data, fresh.x.bytes(), cudaMemcpyDeviceToDevice));
         forward.args.x = {forward.x.data, {tokens, 512}};
         forward.args.dependent_launch = backward.args.dependent_launch = dependent;
         for (int i = 0; i < 5; ++i) {

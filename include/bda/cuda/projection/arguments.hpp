@@ -16,12 +16,12 @@ namespace bda::inline v0::cuda {
 /// All pointers are device pointers; T is __half, __nv_bfloat16 or float.
 template <class T>
 struct ProjectionArguments {
-  TensorView<const T, 2> x;            // [tokens, kv_dim]
-  const T* coefficients = nullptr;     // packed as `packing` says
+  TensorView<const T, 2> x;         // [tokens, kv_dim]
+  const T* coefficients = nullptr;  // packed as `packing` says
   PackedCoefficients packing;
   std::int64_t basis_begin = 0;
-  const T* bias = nullptr;             // [heads, width], dense; null for none
-  TensorView<T, 3> out;                // [tokens, heads, width]
+  const T* bias = nullptr;  // [heads, width], dense; null for none
+  TensorView<T, 3> out;     // [tokens, heads, width]
   /// Programmatic dependent launch: start while the kernel before in the stream drains. The kernel
   /// waits for it before it touches x and out, but reads `coefficients` and `bias` at once: these
   /// must not be written by that kernel.
@@ -53,8 +53,8 @@ template <class T>
   if (args.x.extent(0) < 0 || args.x.extent(0) > kLargest)
     return Status::invalid("x.extent(0)", "from 0 to", kLargest, args.x.extent(0));
   if (args.x.extent(1) != p.rest + p.width)
-    return Status::invalid("x.extent(1)", "equal to packing.rest + packing.width",
-                           p.rest + p.width, args.x.extent(1));
+    return Status::invalid("x.extent(1)", "equal to packing.rest + packing.width", p.rest + p.width,
+                           args.x.extent(1));
   if (args.basis_begin < 0 || args.basis_begin > p.rest)
     return Status::invalid("basis_begin", "from 0 to packing.rest", p.rest, args.basis_begin);
   if (args.out.extent(0) != args.x.extent(0))
@@ -73,16 +73,17 @@ template <class T>
   // [tokens, heads, width] or [heads, tokens, width] or anything between: no two elements coincide.
   const std::int64_t tokens = args.out.extent(0);
   const std::int64_t token_stride = args.out.stride(0), head_stride = args.out.stride(1);
-  const bool token_major =
-      head_stride >= p.width && (tokens < 2 || token_stride >= (p.heads - 1) * head_stride + p.width);
-  const bool head_major =
-      token_stride >= p.width && (p.heads < 2 || head_stride >= (tokens - 1) * token_stride + p.width);
+  const bool token_major = head_stride >= p.width &&
+                           (tokens < 2 || token_stride >= (p.heads - 1) * head_stride + p.width);
+  const bool head_major = token_stride >= p.width &&
+                          (p.heads < 2 || head_stride >= (tokens - 1) * token_stride + p.width);
   if (!token_major && !head_major)
     return Status::invalid("out.stride(1)", "strides that keep the rows of out apart, at least",
                            p.width, head_stride);
   if (tokens == 0) return {};
   if (args.x.data == nullptr) return Status::invalid("x.data", "not null, unlike", 0, 0);
-  if (args.coefficients == nullptr) return Status::invalid("coefficients", "not null, unlike", 0, 0);
+  if (args.coefficients == nullptr)
+    return Status::invalid("coefficients", "not null, unlike", 0, 0);
   if (args.out.data == nullptr) return Status::invalid("out.data", "not null, unlike", 0, 0);
   if (size_of(Element<T>::dtype) == 4) return {};
 

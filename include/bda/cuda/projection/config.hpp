@@ -103,8 +103,7 @@ constexpr int kMaxCluster = 8;  // the portable limit
     if (config.tile_tokens != tokens)
       return unsupported("config.tile_tokens", "this kernel's tile", tokens, config.tile_tokens);
     if (config.tile_columns != columns)
-      return unsupported("config.tile_columns", "this kernel's tile", columns,
-                         config.tile_columns);
+      return unsupported("config.tile_columns", "this kernel's tile", columns, config.tile_columns);
     return Status{};
   };
   if (config.kernel == ProjectionKernel::kSimt) {
@@ -197,10 +196,9 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device,
 }  // namespace detail
 
 /// The fastest kernel for `shape` on `device`, by measurements on an H100. Assumes checked
-/// arguments; the result passes `validate` whenever the device is of compute capability 8.0 or more,
-/// or the type fp32.
-[[nodiscard]] inline ProjectionConfig pick(const ProjectionShape& shape,
-                                           const DeviceInfo& device) {
+/// arguments; the result passes `validate` whenever the device is of compute capability 8.0 or
+/// more, or the type fp32.
+[[nodiscard]] inline ProjectionConfig pick(const ProjectionShape& shape, const DeviceInfo& device) {
   if (shape.dtype == DType::kF32)
     return {ProjectionKernel::kSimt, 64, 64, 1, "fp32 has no exact tensor-core product"};
   if (!device.wgmma)

@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
       for (int i = 0; i < 8; ++i) {
         const int token = first_token + copy_row + 16 * i;
         const bool valid = rest < p.rest && token < p.tokens;
-        ptx::async_load_16(x + i * 16 * 128,
-                           valid ? p.x + token * p.x_stride + channel : p.x, valid);
+        ptx::async_load_16(x + i * 16 * 128, valid ? p.x + token * p.x_stride + channel : p.x,
+                           valid);
       }
       const std::uint32_t c = ptx::shared_address(buffer.coefficients) + threadIdx.x * 16;
 #pragma unroll

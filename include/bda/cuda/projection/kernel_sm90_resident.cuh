@@ -12,7 +12,8 @@
 ///
 /// One persistent CTA per multiprocessor. Its work is a range of units, a unit being one head for a
 /// block of 128 tokens: 128 x 128 of the output. Roles:
-///   producer, one thread (four for the opening): fills a ring with C in chunks of 128 columns x 64 channels, and with the
+///   producer, one thread (four for the opening): fills a ring with C in chunks of 128 columns x 64
+///   channels, and with the
 ///     rows of x when a row block begins;
 ///   two consumer warpgroups, 64 tokens each: hold five sixths of their rows of x in registers as
 ///     wgmma operands (all of it, and the compiler serialises every wgmma for want of registers),
@@ -39,8 +40,8 @@ namespace sm90_resident {
 
 constexpr int kThreads = 384;
 constexpr int kSlots = 9;
-constexpr int kChunks = 6;          // of 64 rest channels
-constexpr int kRegisterChunks = 5;  // of them, kept in registers
+constexpr int kChunks = 6;                              // of 64 rest channels
+constexpr int kRegisterChunks = 5;                      // of them, kept in registers
 constexpr std::uint32_t kBlockBytes = 8192;             // 64 columns x 64 channels of C
 constexpr std::uint32_t kChunkBytes = 2 * kBlockBytes;  // 128 columns (or 128 rows of x)
 constexpr std::uint32_t kWarpOutputBytes = 4096;        // 16 rows, two halves of 64 columns
@@ -60,9 +61,9 @@ __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
 
 /// What a CTA does in one row block: `count` heads from `head` on, cyclically.
 ///
-/// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges of two
-/// CTAs are turned so that every CTA reads the heads in the same cyclic order from head 0 on: all of
-/// them then want the same part of C at about the same time, and it comes from L2.
+/// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges of
+/// two CTAs are turned so that every CTA reads the heads in the same cyclic order from head 0 on:
+/// all of them then want the same part of C at about the same time, and it comes from L2.
 struct HeadRange {
   int head;
   int count;
@@ -209,8 +210,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       const std::uint32_t t = ptx::thread_index() - 128, row = (t >> 5) * 16 + (t & 15);
       const std::uint32_t piece = (((t >> 4) & 1) ^ (t & 7)) << 4;
       basis_row = ptx::shared_address(shared.basis) + row * 128 + piece;
-      output_row = ptx::shared_address(shared.output) + (t >> 5) * kWarpOutputBytes +
-                   (t & 15) * 128 + piece;
+      output_row =
+          ptx::shared_address(shared.output) + (t >> 5) * kWarpOutputBytes + (t & 15) * 128 + piece;
     }
     const auto release = [&] {
       if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(empty + 8 * release_slot);

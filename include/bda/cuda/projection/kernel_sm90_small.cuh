@@ -21,15 +21,15 @@
 namespace bda::inline v0::cuda {
 
 struct Sm90SmallParams {
-  CUtensorMap x;             // [tokens, kv_dim], boxes of kTokens rows x 64 channels, 128-byte swizzle
-  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows
+  CUtensorMap x;    // [tokens, kv_dim], boxes of kTokens rows x 64 channels, 128-byte swizzle
+  CUtensorMap out;  // [heads, width / 64, tokens, 64], boxes of 16 rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
   int width;
   int chunks;         // of 64 rest channels, all splits together
   int column_blocks;  // of 64 output columns
   int splits;
-  int slots;          // chunks in flight
+  int slots;  // chunks in flight
   int basis_begin;
   bool dependent;  // launched beside the kernel before
 };
@@ -75,8 +75,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     ptx::mbarrier_init(partials_full, 1);
     ptx::fence_mbarrier_init();
     const int pairs = rank < kPairs ? (kPairs - 1 - rank) / p.splits + 1 : 0;
-    ptx::mbarrier_arrive_expect_bytes(partials_full,
-                                      (p.splits - 1) * pairs * groups * kPairBytes);
+    ptx::mbarrier_arrive_expect_bytes(partials_full, (p.splits - 1) * pairs * groups * kPairBytes);
   }
   __syncthreads();
   if (p.splits > 1) ptx::cluster_arrive();  // the others may send from here on
@@ -208,11 +207,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         float4 sum = make_float4(0, 0, 0, 0);
         for (int r = 0; r < p.splits; ++r) {
           const int sender = r < rank ? r : r - 1;
-          const float4 v =
-              r == rank ? make_float4(own[0], own[1], own[2], own[3])
-                        : ptx::load_floats(mine + sender * sender_bytes +
-                                           pair / p.splits * (groups * kPairBytes) +
-                                           i * groups * (kPairBytes / 2));
+          const float4 v = r == rank ? make_float4(own[0], own[1], own[2], own[3])
+                                     : ptx::load_floats(mine + sender * sender_bytes +
+                                                        pair / p.splits * (groups * kPairBytes) +
+                                                        i * groups * (kPairBytes / 2));
           sum.x += v.x;
           sum.y += v.y;
           sum.z += v.z;

@@ -25,8 +25,8 @@ struct Sm90StreamParams {
   const void* bias;          // [heads, width] or null
   int tokens;
   int width;
-  int chunks;          // of 64 rest channels
-  int column_blocks;   // of 64 output columns
+  int chunks;         // of 64 rest channels
+  int column_blocks;  // of 64 output columns
   int column_tiles;
   int tiles;
   int basis_begin;
@@ -34,8 +34,8 @@ struct Sm90StreamParams {
 
 namespace sm90_stream {
 
-constexpr std::uint32_t kBlockBytes = 8192;  // 64 columns x 64 channels of C
-constexpr std::uint32_t kRowsBytes = 16384;  // 128 rows x 64 channels of x
+constexpr std::uint32_t kBlockBytes = 8192;   // 64 columns x 64 channels of C
+constexpr std::uint32_t kRowsBytes = 16384;   // 128 rows x 64 channels of x
 constexpr std::uint32_t kOutputBytes = 2048;  // 16 rows x 64 columns
 
 template <int kColumns>
@@ -192,8 +192,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         for (int j = 0; j < kColumns / 8; ++j) {
           const int column = first_block * 64 + 8 * j + 2 * (lane & 3);
           if (j / 8 >= blocks) break;
-          const float2 v = ptx::unpack_pair<T>(__ldg(reinterpret_cast<const std::uint32_t*>(
-              static_cast<const T*>(p.bias) + column)));
+          const float2 v = ptx::unpack_pair<T>(__ldg(
+              reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(p.bias) + column)));
           c[4 * j] += v.x;
           c[4 * j + 1] += v.y;
           c[4 * j + 2] += v.x;

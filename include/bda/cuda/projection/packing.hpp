@@ -74,8 +74,7 @@ template <class T>
   check::equal("packed coefficients version", layout.version, PackedCoefficients::kVersion);
   check::equal("sizeof(coefficient)", sizeof(T), size_of(layout.dtype), "size of the dtype");
   check::equal("coefficients.extent(0)", coefficients.extent(0), layout.rest, "rest");
-  check::equal("coefficients.extent(1)", coefficients.extent(1), layout.columns(),
-               "heads * width");
+  check::equal("coefficients.extent(1)", coefficients.extent(1), layout.columns(), "heads * width");
   std::vector<T> packed(static_cast<std::size_t>(layout.size()));
   std::memset(static_cast<void*>(packed.data()), 0, packed.size() * sizeof(T));
   for (std::int64_t k = 0; k < layout.rest; ++k)

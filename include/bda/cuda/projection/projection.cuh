@@ -34,12 +34,11 @@ struct LaunchShape {
 };
 
 template <class... Params>
-Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& shape,
-              bool dependent, cudaStream_t stream, const Params&... params) {
+Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& shape, bool dependent,
+              cudaStream_t stream, const Params&... params) {
   if (shape.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shape.shared_bytes));
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
     if (error != cudaSuccess) {
       (void)cudaGetLastError();  // reported here: the caller's next check should not find it
       return device_status(name, error);
@@ -85,10 +84,10 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
   p.basis_begin = static_cast<int>(a.basis_begin);
   p.units = static_cast<int>(units);
   p.units_per_cta = static_cast<int>(ceil_div(units, device.multiprocessors));
-  const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))),
-                          sm90_resident::kThreads, sizeof(sm90_resident::Shared)};
-  const auto kernel = a.bias != nullptr ? sm90_resident_kernel<T, true>
-                                        : sm90_resident_kernel<T, false>;
+  const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))), sm90_resident::kThreads,
+                          sizeof(sm90_resident::Shared)};
+  const auto kernel =
+      a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
 }
 
@@ -109,9 +108,8 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
   p.basis_begin = static_cast<int>(a.basis_begin);
-  const LaunchShape shape{
-      dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))), 384,
-      sizeof(sm90_stream::Shared<kColumns>)};
+  const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))), 384,
+                          sizeof(sm90_stream::Shared<kColumns>)};
   return launch("sm90_stream launch", sm90_stream_kernel<T, kColumns>, shape, a.dependent_launch,
                 stream, p);
 }
@@ -288,10 +286,10 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
 }  // namespace bda::inline v0::cuda
 
 /// Puts the entry points for element type T, and their kernels, into this translation unit.
-#define BDA_INSTANTIATE_CUDA_PROJECTION(T)                                                        \
-  template ::bda::cuda::DeviceInfo bda::cuda::query_device<T>();                                  \
-  template ::bda::Status bda::cuda::pack_coefficients_on_device<T>(                               \
-      const T*, std::int64_t, const ::bda::cuda::PackedCoefficients&, T*, cudaStream_t);          \
-  template ::bda::Status bda::cuda::run<T>(const ::bda::cuda::ProjectionArguments<T>&,            \
-                                           const ::bda::cuda::DeviceInfo&, void*, std::size_t,    \
+#define BDA_INSTANTIATE_CUDA_PROJECTION(T)                                                     \
+  template ::bda::cuda::DeviceInfo bda::cuda::query_device<T>();                               \
+  template ::bda::Status bda::cuda::pack_coefficients_on_device<T>(                            \
+      const T*, std::int64_t, const ::bda::cuda::PackedCoefficients&, T*, cudaStream_t);       \
+  template ::bda::Status bda::cuda::run<T>(const ::bda::cuda::ProjectionArguments<T>&,         \
+                                           const ::bda::cuda::DeviceInfo&, void*, std::size_t, \
                                            cudaStream_t)

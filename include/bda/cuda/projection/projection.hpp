@@ -9,8 +9,9 @@
 #include "bda/cuda/projection/config.hpp"
 #include "bda/cuda/projection/packing.hpp"
 
-/// The entry points, for plain C++. Their bodies and the kernels are in projection.cuh; one .cu file
-/// of the program includes that and says BDA_INSTANTIATE_CUDA_PROJECTION(T) for the types it uses
+/// The entry points, for plain C++. Their bodies and the kernels are in projection.cuh; one .cu
+/// file of the program includes that and says BDA_INSTANTIATE_CUDA_PROJECTION(T) for the types it
+/// uses
 /// (__half, __nv_bfloat16, float).
 namespace bda::inline v0::cuda {
 

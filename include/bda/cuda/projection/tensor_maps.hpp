@@ -17,8 +17,8 @@ using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 inline Status find_encoder(EncodeTiled& encode) {
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found{};
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(
-      "cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
+                                                             12000, cudaEnableDefault, &found);
   if (error != cudaSuccess || found != cudaDriverEntryPointSuccess || entry == nullptr) {
     (void)cudaGetLastError();
     return Status::error(Status::Code::kDeviceError, "driver", "at least version", 12000, found);
@@ -39,9 +39,8 @@ Status encode(const T* data, const cuuint64_t (&extents)[kRank],
       &map,
       Element<T>::dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                        : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      kRank, const_cast<T*>(data), extents, byte_strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, promotion,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      kRank, const_cast<T*>(data), extents, byte_strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     return Status::error(Status::Code::kDeviceError, "cuTensorMapEncodeTiled",
                          "success (as CUresult)", CUDA_SUCCESS, result);
@@ -67,8 +66,8 @@ Status encode_out_map(const ProjectionArguments<T>& a, int blocks, CUtensorMap& 
   const cuuint64_t extents[4] = {64, static_cast<cuuint64_t>(a.out.extent(0)),
                                  static_cast<cuuint64_t>(a.packing.width / 64),
                                  static_cast<cuuint64_t>(a.out.extent(1))};
-  const cuuint64_t strides[3] = {static_cast<cuuint64_t>(token_stride) * sizeof(T),
-                                 64 * sizeof(T), static_cast<cuuint64_t>(head_stride) * sizeof(T)};
+  const cuuint64_t strides[3] = {static_cast<cuuint64_t>(token_stride) * sizeof(T), 64 * sizeof(T),
+                                 static_cast<cuuint64_t>(head_stride) * sizeof(T)};
   const cuuint32_t box[4] = {64, 16, static_cast<cuuint32_t>(blocks), 1};
   return encode<T, 4>(a.out.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_NONE, map);
 }

@@ -162,7 +162,9 @@ __device__ __forceinline__ void async_load_16(std::uint32_t shared, const void* 
                : "memory");
 }
 
-__device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 template <int N>
 __device__ __forceinline__ void async_wait() {
