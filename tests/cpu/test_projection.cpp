@@ -65,7 +65,9 @@ TEST_CASE("a basis of all channels leaves nothing to multiply") {
   const cpu::ProjectionPlan<float> plan(p);
   const float c[] = {2, 3, 4};
   float out[6];
-  std::vector<std::byte> memory(1024);
+  cpu::Arena measured;
+  cpu::take_projection_scratch<float>(measured, p, 1, 1);
+  std::vector<std::byte> memory(measured.required());
   cpu::Arena arena(memory);
   cpu::project(p, plan, TensorView<const float, 3>(c, {1, 1, 3}),
                TensorView<float, 4>(out, {1, 1, 2, 3}),

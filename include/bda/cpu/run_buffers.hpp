@@ -23,6 +23,7 @@ namespace bda::inline v0::cpu {
 /// to = from, element by element, converted (to a 16-bit type: rounded to nearest even).
 template <class A, class B>
 void copy(const TensorView<A, 4>& from, const TensorView<B, 4>& to) {
+  if (to.empty()) return;
   for (std::int64_t b = 0; b < to.extent(0); ++b)
     for (std::int64_t h = 0; h < to.extent(2); ++h)
       for (std::int64_t t = 0; t < to.extent(1); ++t)
