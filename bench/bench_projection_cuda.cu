@@ -283,8 +283,7 @@ std::vector<ProjectionConfig> contest_configs(const ProjectionArguments<T>& args
   if (args.x.extent(0) <= 512)
     for (int columns : {64, 128})
       for (int splits : {1, 2, 4, 6, 8})
-        for (int tokens : {16, 32, 64})
-          add(ProjectionKernel::kSm90Small, tokens, columns, splits);
+        for (int tokens : {16, 32, 64}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
   return configs;
 }
 
