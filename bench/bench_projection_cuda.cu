@@ -50,7 +50,7 @@ constexpr int kGraphLaunches = 24;
 
 struct Settings {
   int rounds = 11;
-  int graph_tokens = 64;                      // up to here launches are timed in graphs
+  int graph_tokens = 512;  // up to here launches are timed in graphs: a stream waits for the host
   double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
   bool all_configs = false;
 } settings;
