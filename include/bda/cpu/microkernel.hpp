@@ -47,6 +47,14 @@ void multiply_tile(std::int64_t depth, const C* a, const C* b, TileRows<const C>
     left[i] = ploadu<Packet>(from.data + i * from.stride);
     right[i] = ploadu<Packet>(from.data + i * from.stride + Shape::kLanes);
   }
+#ifdef __GNUC__
+  // The output comes from memory, and may do so while the sums are formed.
+#pragma GCC unroll 16
+  for (int i = 0; i < Rows; ++i) {
+    __builtin_prefetch(to.data + i * to.stride, 1);
+    __builtin_prefetch(to.data + i * to.stride + Shape::kLanes, 1);
+  }
+#endif
   for (std::int64_t k = 0; k < depth; ++k, a += Rows, b += Shape::kCols) {
     const Packet b_left = pload<Packet>(b), b_right = pload<Packet>(b + Shape::kLanes);
 #pragma GCC unroll 16
