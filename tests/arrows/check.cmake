@@ -15,7 +15,7 @@ set(allowed_checkpoint model core nlohmann posix)
 set(allowed_attention model core)
 set(allowed_cpu attention model linalg core Eigen)
 # Device code: neither linalg nor Eigen, whatever else is added here.
-set(allowed_cuda attention model core)
+set(allowed_cuda attention model core toolkit)
 
 cmake_path(ABSOLUTE_PATH INCLUDE_DIR)
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE_DIR}/bda" "${INCLUDE_DIR}/bda/*.hpp"
@@ -43,6 +43,8 @@ foreach(header IN LISTS headers)
       continue()
     elseif(path MATCHES "^(bda/[a-z_]+\\.hpp)$")
       set(to ${CMAKE_MATCH_1})
+    elseif(path MATCHES "^cuda[a-z0-9_]*\\.h$")  # <cuda_fp16.h>
+      set(to toolkit)
     elseif(path MATCHES "^[a-z_/]+\\.h$")  # <sys/mman.h>
       set(to posix)
     elseif(path MATCHES "^([A-Za-z_]+)/")  # <Eigen/Core>
@@ -57,7 +59,7 @@ foreach(header IN LISTS headers)
 endforeach()
 
 # Including the umbrellas includes every header.
-set(reached bda.hpp checkpoint.hpp cuda.hpp)
+set(reached bda.hpp checkpoint.hpp cuda.hpp cuda.cuh)
 set(next ${reached})
 while(next)
   list(POP_FRONT next header)
