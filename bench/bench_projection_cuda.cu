@@ -21,6 +21,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -352,8 +353,15 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
   const auto plain_at = std::find_if(contestants.begin(), contestants.end(),
                                      [](const Contestant& c) { return c.name == "plain0"; });
   const int warm = std::clamp(static_cast<int>(settings.warm_us / once), 2, 4000);
+  // In a new order every round: what ran before a contestant, not only right before, shows in its
+  // clock.
+  std::vector<std::size_t> order(contestants.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::mt19937 random(1);
   for (auto _ : state) {
-    for (Contestant& c : contestants) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (std::size_t at : order) {
+      Contestant& c = contestants[at];
       if (graphs) {
         if (c.graph->exec == nullptr) continue;
         c.us.push_back(time_stream([&](int) { c.graph->replay(); }, launches) / kGraphLaunches);

@@ -64,14 +64,14 @@ constexpr bool fits_sm90(const ProjectionShape& s) {
          s.rest() > 0 && s.rest() % 64 == 0 && s.basis_begin % 64 == 0;
 }
 
-/// Shared memory of sm90_small: `slots` of C and x, basis and output, the other splits' partial
-/// sums, barriers.
+/// Shared memory of sm90_small: `slots` of C and x, the basis (then the output), the other splits'
+/// partial sums, barriers.
 constexpr std::int64_t small_shared_bytes(std::int64_t slots, int tile_tokens, int tile_columns,
                                           int splits) {
   const std::int64_t groups = tile_columns / 64, block = std::int64_t{tile_tokens} * 128;
   const std::int64_t partials =
       (splits - 1) * ceil_div(tile_tokens / 16, splits) * groups * (16 * 64 * 4);
-  return slots * (groups * 8192 + block) + 2 * groups * block + partials + (2 * slots + 2) * 8;
+  return slots * (groups * 8192 + block) + groups * block + partials + (2 * slots + 2) * 8;
 }
 
 /// Slots of sm90_small: the whole slice of C at once where one CTA a multiprocessor can hold it;
@@ -166,7 +166,7 @@ inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device, 
   const std::int64_t tiles = ceil_div(s.tokens, 128) * ceil_div(s.columns(), columns);
   const double rounds = static_cast<double>(ceil_div(tiles, device.multiprocessors));
   const double products = 4.0 * columns * static_cast<double>(s.rest() / 64);
-  if (columns == 128) return rounds * (1.04 * products + 250);
+  if (columns == 128) return rounds * (1.15 * products + 250);
   return rounds * (products + (columns == 192 ? 800 : 1500));
 }
 

@@ -52,7 +52,7 @@ struct Shared {
   std::uint8_t basis[2][kChunkBytes];
   std::uint8_t last_chunk[kChunkBytes];  // of x: the sixth, read from here
   RingBarriers<kSlots> barriers;
-  std::uint64_t row_full, row_empty;  // basis and last_chunk
+  std::uint64_t basis_full, last_full, row_empty;  // basis and last_chunk; row_empty is of both
 };
 
 __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
@@ -96,12 +96,14 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const std::uint32_t ring = ptx::shared_address(shared.ring);
   const std::uint32_t full = ptx::shared_address(shared.barriers.full);
   const std::uint32_t empty = ptx::shared_address(shared.barriers.empty);
-  const std::uint32_t row_full = ptx::shared_address(&shared.row_full);
+  const std::uint32_t basis_full = ptx::shared_address(&shared.basis_full);
+  const std::uint32_t last_full = ptx::shared_address(&shared.last_full);
   const std::uint32_t row_empty = ptx::shared_address(&shared.row_empty);
 
   if (threadIdx.x == 0) {
     shared.barriers.init(8);  // one arrival per consumer warp
-    ptx::mbarrier_init(row_full, 1);
+    ptx::mbarrier_init(basis_full, 1);
+    ptx::mbarrier_init(last_full, 1);
     ptx::mbarrier_init(row_empty, 8);
     ptx::fence_mbarrier_init();
   }
@@ -112,7 +114,15 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
     if (threadIdx.x % 32 != 0) return;
-    RingPosition<kSlots> at;
+    const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
+      return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + 128;
+    };
+
+    const auto fetch_rows = [&](int slot, int chunk, int block) {
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
+      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk),
+                       block * 128);
+    };
     const auto fetch_coefficients = [&](int slot, int head, int chunk) {
       const std::uint8_t* source = static_cast<const std::uint8_t*>(p.coefficients) +
                                    (static_cast<std::int64_t>(head) * 2 * kChunks + chunk) *
@@ -122,74 +132,67 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::bulk_load(target, source, kBlockBytes, barrier);
       ptx::bulk_load(target + kBlockBytes, source + kChunks * kBlockBytes, kBlockBytes, barrier);
     };
-    const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
-      return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + 128;
-    };
+    // The ring is filled in this order: for the first head of a row block x and C by turns (x0 C0
+    // x1 C1 .. x4 C4 C5), for the other heads C.
+    const int first_block = first_unit(p) / p.heads;
+    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
 
-    const auto fetch_basis = [&](int row) {
+    const auto fetch_basis_and_last_chunk = [&](int block) {
+      ptx::mbarrier_arrive_expect_bytes(basis_full, 2 * kChunkBytes);
       for (int half = 0; half < 2; ++half)
-        ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, row_full,
-                         p.basis_begin + 64 * half, row);
-    };
-    const auto fetch_last_chunk = [&](int row) {
-      ptx::mbarrier_arrive_expect_bytes(row_full, 3 * kChunkBytes);  // the basis with it
-      ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, row_full,
-                       x_column(kRegisterChunks), row);
-    };
-    const auto fetch_rows = [&](int slot, int chunk, int row) {
-      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
-      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), row);
+        ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, basis_full,
+                         p.basis_begin + 64 * half, block * 128);
+      ptx::mbarrier_arrive_expect_bytes(last_full, kChunkBytes);
+      ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, last_full,
+                       x_column(kRegisterChunks), block * 128);
     };
 
     // The first round of slots needs no waiting, and four threads fill it, because one takes longer
-    // to issue the copies than the first of them takes to arrive: this one C, which does not depend
-    // on the kernel before, the others the first rows of x.
-    const int first_block = first_unit(p) / p.heads;
-    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
-    if (threadIdx.x != 0) {
-      const int row = first_block * 128, turn = static_cast<int>(threadIdx.x) / 32;
+    // to issue the copies than the first of them takes to arrive.
+    if (const int turn = static_cast<int>(threadIdx.x) / 32; turn > 0) {
       ptx::wait_for_previous_kernel();
-      if (turn == 1)
-        for (int chunk = 0; chunk < 3; ++chunk) fetch_rows(chunk, chunk, row);
-      if (turn == 2) {
-        for (int chunk = 3; chunk < kRegisterChunks; ++chunk) fetch_rows(chunk, chunk, row);
-        fetch_last_chunk(row);
-      }
       if (turn == 3) {
-        fetch_basis(row);
+        fetch_basis_and_last_chunk(first_block);
         ptx::prefetch_tensor_map(p.out);
+      } else {
+        for (int chunk = turn - 1; chunk < kRegisterChunks; chunk += 2)
+          fetch_rows(2 * chunk, chunk, first_block);
       }
       return;
     }
-    int fetched = kSlots - kRegisterChunks;  // chunks of the first head
-    const int head = HeadRange(p, first_block).head;
-    for (int chunk = 0; chunk < fetched; ++chunk)
-      fetch_coefficients(kRegisterChunks + chunk, head, chunk);
-    for (int i = 0; i < kSlots; ++i) at.advance();
-    ptx::wait_for_previous_kernel();
 
+    // C does not depend on the kernel before.
+    const int head = HeadRange(p, first_block).head;
+    for (int slot = 1; slot < kSlots; slot += 2) fetch_coefficients(slot, head, slot / 2);
+    ptx::wait_for_previous_kernel();
+    RingPosition<kSlots> at;
     std::uint32_t row_parity = 0;
     for (int block = first_block; block < end_block; ++block) {
-      if (block != first_block) {
-        for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
-          ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-          fetch_rows(at.slot, chunk, block * 128);
-          at.advance();
-        }
-        ptx::mbarrier_wait(row_empty, row_parity);
-        row_parity ^= 1;
-        fetch_last_chunk(block * 128);
-        fetch_basis(block * 128);
-      }
       HeadRange heads(p, block);
-      for (; heads.count > 0; --heads.count) {
-        for (int chunk = fetched; chunk < kChunks; ++chunk) {
+      const int filled = block == first_block ? kSlots : 0;
+      for (int i = 0; i < kRegisterChunks + kChunks; ++i) {
+        if (i >= filled) {
+          if (i == kSlots - 1) {  // this late, because it waits for the end of the block before
+            ptx::mbarrier_wait(row_empty, row_parity);
+            row_parity ^= 1;
+            fetch_basis_and_last_chunk(block);
+          }
+          ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
+          if (i % 2 == 0 && i < 2 * kRegisterChunks)
+            fetch_rows(at.slot, i / 2, block);
+          else
+            fetch_coefficients(at.slot, heads.head, i / 2);
+        }
+        at.advance();
+      }
+      while (--heads.count > 0) {
+        if (++heads.head == p.heads) heads.head = 0;
+#pragma unroll
+        for (int chunk = 0; chunk < kChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
           fetch_coefficients(at.slot, heads.head, chunk);
           at.advance();
         }
-        fetched = 0;
-        if (++heads.head == p.heads) heads.head = 0;
       }
     }
   } else {
@@ -272,7 +275,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
       __syncwarp();
     };
-    const auto store_piece = [&](float(&c)[64], int piece, int next_head) {
+    const auto store_piece = [&](float(&c)[64], int piece) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int j = 2 * piece + i;
@@ -281,7 +284,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                             ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
                             ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
       }
-      start(c, piece, next_head);
     };
     const auto end_store = [&] {
       ptx::fence_proxy_async();
@@ -295,22 +297,47 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       if (++head == p.heads) head = 0;
     };
 
-    // One unit into `c`; meanwhile the unit before, in `done`, is stored and its accumulator
-    // started for the unit after.
-    const auto unit_alone = [&](float(&c)[64]) {
+    // The first unit of a row block, into `even`: the rows of x come through the ring between the
+    // chunks of C, each multiplied as soon as it is there, and stay. Meanwhile `odd` is started.
+    const auto first_unit_of_rows = [&](int head) {
+      ptx::mbarrier_wait(basis_full, row_parity);
+#pragma unroll
+      for (int piece = 0; piece < 4; ++piece) {
+        load_basis(piece);
+        start(even, piece, head);
+      }
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
-        multiply(c, chunk);
-        if (chunk == 0) {
-          // The slots the rows of x came through. Not before these products are issued: they take
-          // the values of the last ldmatrix, so that none can still be on its way.
-          for (int i = 0; i < kRegisterChunks; ++i) release();
+        if (chunk < kRegisterChunks) {
+          const std::uint32_t t = ptx::thread_index() - 128, row = (t >> 5) * 16 + (t & 15);
+          ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const std::uint32_t piece = ((2 * k + ((t >> 4) & 1)) ^ (t & 7)) << 4;
+            ptx::load_matrices(a[chunk * 4 + k], ring + at.slot * kChunkBytes + row * 128 + piece);
+          }
+          at.advance();
+          next_is_full = false;
         } else {
+          ptx::mbarrier_wait(last_full, row_parity);
+        }
+        multiply(even, chunk);
+        if (chunk < 4) {
+          load_basis(chunk);
+          start(odd, chunk, following(head, 1));
+        }
+        // The slot of x not before its products are issued: they take the values of the last
+        // ldmatrix, so that none can still be on its way.
+        if (chunk > 0) {
           ptx::wgmma_wait<1>();
+          release();
           release();
         }
       }
+      row_parity ^= 1;
     };
+    // One unit into `c`; meanwhile the unit before, in `done`, is stored and its accumulator
+    // started for the unit after.
     const auto unit_and_store = [&](float(&c)[64], float(&done)[64]) {
 #pragma unroll
       for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -322,7 +349,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           ptx::delivered(done);
           begin_store();
         }
-        if (chunk < 4) store_piece(done, chunk, following(head, 2));
+        if (chunk < 4) {
+          store_piece(done, chunk);
+          start(done, chunk, following(head, 2));
+        }
         if (chunk == 4) end_store();
         if (chunk > 0) {
           ptx::wgmma_wait<1>();
@@ -334,9 +364,11 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::wgmma_wait<0>();
       release();
       ptx::delivered(done);
+      // Nothing of this row block is needed any more: the next one's basis may come.
+      if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
       begin_store();
 #pragma unroll
-      for (int piece = 0; piece < 4; ++piece) store_piece(done, piece, 0);
+      for (int piece = 0; piece < 4; ++piece) store_piece(done, piece);
       end_store();
     };
 
@@ -346,30 +378,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       int left = heads.count;
       head = heads.head;
 
-      // The rows of x come through the ring and stay.
-      {
-        const std::uint32_t t = ptx::thread_index() - 128, row = (t >> 5) * 16 + (t & 15);
-#pragma unroll
-        for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
-          ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const std::uint32_t piece = ((2 * k + ((t >> 4) & 1)) ^ (t & 7)) << 4;
-            ptx::load_matrices(a[chunk * 4 + k], ring + at.slot * kChunkBytes + row * 128 + piece);
-          }
-          at.advance();
-        }
-      }
-      next_is_full = false;
-      ptx::mbarrier_wait(row_full, row_parity);
-      row_parity ^= 1;
-#pragma unroll
-      for (int piece = 0; piece < 4; ++piece) {
-        load_basis(piece);
-        start(even, piece, head);
-        start(odd, piece, following(head, 1));
-      }
-      unit_alone(even);
+      first_unit_of_rows(head);
       for (;;) {
         if (--left == 0) {
           last_store(even);
@@ -382,8 +391,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         }
         unit_and_store(even, odd);
       }
-      __syncwarp();
-      if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
     }
     if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
   }

@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const int first_chunk = rank * p.chunks / p.splits;
   const int chunks = (rank + 1) * p.chunks / p.splits - first_chunk;
 
-  // Shared memory: slots of C, slots of x, basis, output, partial sums [splits - 1][pairs],
-  // barriers. detail::small_shared_bytes counts the same.
+  // Shared memory: slots of C, slots of x, the basis and in its place the output (a warp writes
+  // where only it has read), partial sums [splits - 1][pairs], barriers. detail::small_shared_bytes
+  // counts the same.
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   const std::uint32_t coefficients = ptx::shared_address(shared_bytes);
   const std::uint32_t rows = coefficients + p.slots * groups * kBlockBytes;
   const std::uint32_t basis = rows + p.slots * kRowsBytes;
-  const std::uint32_t output = basis + groups * kRowsBytes;
-  const std::uint32_t partials = output + groups * kRowsBytes;
+  const std::uint32_t partials = basis + groups * kRowsBytes;
   const std::uint32_t most_pairs = (kPairs + p.splits - 1) / p.splits;
   const std::uint32_t sender_bytes = most_pairs * groups * kPairBytes;
   const std::uint32_t full = partials + (p.splits - 1) * sender_bytes, empty = full + 8 * p.slots;
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   for (int pair = 0; pair < kTokens / 16; ++pair) {
     if (pair % p.splits != rank) continue;
     const float* v = &c[8 * pair];
-    ptx::store_matrices_transposed(fragment(output, pair), ptx::pack_pair<T>(v[0], v[1]),
+    ptx::store_matrices_transposed(fragment(basis, pair), ptx::pack_pair<T>(v[0], v[1]),
                                    ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
                                    ptx::pack_pair<T>(v[6], v[7]));
   }
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     ptx::barrier_sync<2>(128);
   if (t == 0 && block < p.column_blocks) {
     for (int pair = rank; pair < kTokens / 16; pair += p.splits)
-      ptx::tensor_store(p.out, output + group * kRowsBytes + pair * 2048, 0, token + 16 * pair,
+      ptx::tensor_store(p.out, basis + group * kRowsBytes + pair * 2048, 0, token + 16 * pair,
                         block % width_blocks, block / width_blocks, ptx::policy_evict_first());
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();

@@ -143,7 +143,7 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
 }
 
 template <class T>
-Status run_sm80(const ProjectionArguments<T>& a, cudaStream_t stream) {
+Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
   Sm80Params<T> p{};
   p.x = a.x.data;
   p.coefficients = a.coefficients;
@@ -162,8 +162,15 @@ Status run_sm80(const ProjectionArguments<T>& a, cudaStream_t stream) {
   p.row_tiles = static_cast<int>(ceil_div(p.tokens, 128));
   p.column_tiles = static_cast<int>(ceil_div(p.columns, 128));
   const std::int64_t tiles = std::int64_t{p.row_tiles} * p.column_tiles;
-  if (tiles > 0x7fffffff) return Status::invalid("tiles of out", "at most", 0x7fffffff, tiles);
-  const LaunchShape shape{dim3(to_grid(tiles)), sm80::kThreads, sizeof(sm80::Shared)};
+  if (tiles > 0x7fffffff / 2)
+    return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
+  p.tiles = static_cast<int>(tiles);
+  // A kilobyte of every CTA's shared memory belongs to the system.
+  const std::int64_t ctas =
+      device.multiprocessors *
+      std::clamp<std::int64_t>((device.shared_bytes + 1024) / (sizeof(sm80::Shared) + 1024), 1, 2);
+  const LaunchShape shape{dim3(to_grid(std::min(tiles, ctas))), sm80::kThreads,
+                          sizeof(sm80::Shared)};
   return launch("sm80 launch", sm80_kernel<T>, shape, a.dependent_launch, stream, p);
 }
 
@@ -278,7 +285,7 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, stream);
         return detail::run_small<T, 64>(args, config, stream);
       default:
-        return detail::run_sm80(args, stream);
+        return detail::run_sm80(args, device, stream);
     }
   }
 }
