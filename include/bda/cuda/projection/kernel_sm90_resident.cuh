@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "bda/cuda/kv_layout/destination.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -22,16 +24,38 @@
 ///     with the basis channels, so that the identity part of the product costs no operation.
 /// The next unit's products are queued before the last one's are stored: the tensor cores never
 /// wait for an epilogue.
+///
+/// The same kernel writes keys and values in one launch. Where both have the same basis, a row
+/// block has twice the heads, the value's after the key's; else the value's row blocks follow the
+/// key's, and x is read again, from L2.
 namespace bda::inline v0::cuda {
 
-struct Sm90ResidentParams {
-  CUtensorMap x;             // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+/// Where units go.
+enum class ResidentOutput {
+  kPlain,     // one side, any strides: tensor stores
+  kTensor,    // two sides, any strides, and the key's rope part: tensor stores
+  kRows,      // two sides, each row where its slot says, and the rope part: 16-byte stores
+  kRowsE4m3,  // the same, rounded to e4m3
+};
+
+struct Sm90ResidentSide {
   CUtensorMap out;           // [heads, 2, tokens, 64], boxes of both halves x 16 rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, 128]
-  int tokens;
-  int heads;
   int basis_begin;
+  KvDestination rows;  // in place of `out` where rows are stored one by one
+};
+
+struct Sm90ResidentParams {
+  CUtensorMap x;  // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+  Sm90ResidentSide sides[2];
+  CUtensorMap rope;      // [tokens, rope_width], boxes of 128 rows x 64 channels
+  CUtensorMap rope_out;  // [heads, 1, tokens, rope_width], boxes of 16 rows x 64 channels
+  int rope_width;        // 0: none. The rope part is sides[0]'s
+  int tokens;
+  int heads;        // of one side
+  int block_heads;  // of one row block: those of both sides where they share the basis
+  int row_blocks;   // of one side
   int units;
   int units_per_cta;
 };
@@ -39,20 +63,29 @@ struct Sm90ResidentParams {
 namespace sm90_resident {
 
 constexpr int kThreads = 384;
-constexpr int kSlots = 9;
 constexpr int kChunks = 6;                              // of 64 rest channels
 constexpr int kRegisterChunks = 5;                      // of them, kept in registers
 constexpr std::uint32_t kBlockBytes = 8192;             // 64 columns x 64 channels of C
 constexpr std::uint32_t kChunkBytes = 2 * kBlockBytes;  // 128 columns (or 128 rows of x)
 constexpr std::uint32_t kWarpOutputBytes = 4096;        // 16 rows, two halves of 64 columns
 
+struct RopeShared {
+  std::uint8_t tile[kChunkBytes];     // the row block's rope part, 64 channels
+  std::int64_t row_offset[2][8][16];  // of every side's rows, by warp; negative: not stored
+};
+struct NoRope {};
+
+template <ResidentOutput kOutput>
 struct Shared {
+  static constexpr bool kTwoSides = kOutput != ResidentOutput::kPlain;
+  static constexpr int kSlots = kTwoSides ? 8 : 9;
   alignas(1024) std::uint8_t ring[kSlots][kChunkBytes];
   std::uint8_t output[8][kWarpOutputBytes];
   std::uint8_t basis[2][kChunkBytes];
   std::uint8_t last_chunk[kChunkBytes];  // of x: the sixth, read from here
+  std::conditional_t<kTwoSides, RopeShared, NoRope> rope;
   RingBarriers<kSlots> barriers;
-  std::uint64_t row_full, row_empty;  // basis and last_chunk
+  std::uint64_t row_full, row_empty;  // basis, last_chunk and rope
 };
 
 __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
@@ -69,30 +102,122 @@ struct HeadRange {
   int count;
 
   __device__ __forceinline__ HeadRange(const Sm90ResidentParams& p, int block) {
+    const int heads = p.block_heads;
     const int first = first_unit(p), last = min(first + p.units_per_cta, p.units);
-    const int begin = max(first, block * p.heads), end = min(last, (block + 1) * p.heads);
-    const bool enters_late = begin > block * p.heads, leaves_early = end < (block + 1) * p.heads;
+    const int begin = max(first, block * heads), end = min(last, (block + 1) * heads);
+    const bool enters_late = begin > block * heads, leaves_early = end < (block + 1) * heads;
     count = end - begin;
-    if (p.units_per_cta < p.heads || (enters_late && leaves_early))
-      head = begin - block * p.heads;  // three or more CTAs share the block: as they come
+    if (p.units_per_cta < heads || (enters_late && leaves_early))
+      head = begin - block * heads;  // three or more CTAs share the block: as they come
     else if (enters_late)
       head = 0;
     else if (leaves_early)
-      head = p.heads - count;
+      head = heads - count;
     else
-      head = (begin - first) % p.heads;
+      head = (begin - first) % heads;
   }
 };
 
+/// A row block: its rows of x, and which of the 2 `heads` heads of both sides is its first.
+struct RowBlock {
+  int row;
+  int first_head;
+
+  template <bool kTwoSides>
+  static __device__ __forceinline__ RowBlock at(const Sm90ResidentParams& p, int block) {
+    if constexpr (!kTwoSides) return {block * 128, 0};
+    const bool second = block >= p.row_blocks;
+    return {(second ? block - p.row_blocks : block) * 128, second ? p.heads : 0};
+  }
+};
+
+/// 16 columns j of a warp's 16 rows as e4m3 into rows of 128 bytes under the 128-byte swizzle. A
+/// thread holds two neighbouring columns of both eights; it trades with its neighbour for four.
+__device__ __forceinline__ void store_e4m3(std::uint32_t tile, std::uint32_t lane, int j,
+                                           const float* v, float scale) {
+  const std::uint32_t low = ptx::pack_e4m3(v[0] * scale, v[1] * scale) |
+                            ptx::pack_e4m3(v[2] * scale, v[3] * scale) << 16;  // rows r, r + 8
+  const std::uint32_t high =
+      ptx::pack_e4m3(v[4] * scale, v[5] * scale) | ptx::pack_e4m3(v[6] * scale, v[7] * scale) << 16;
+  const bool odd = (lane & 1) != 0;  // odd lanes collect the second eight columns
+  const std::uint32_t theirs = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
+  const std::uint32_t first = odd ? theirs : low, second = odd ? high : theirs;
+  const std::uint32_t row = lane >> 2, word = ((lane & 1) << 1) | ((lane >> 1) & 1);
+  const std::uint32_t at =
+      tile + row * 128 + ((static_cast<std::uint32_t>(j) ^ row) << 4) + word * 4;
+  ptx::store_word(at, __byte_perm(first, second, 0x5410));
+  ptx::store_word(at + 8 * 128, __byte_perm(first, second, 0x7632));
+}
+
+/// A warp's 16 rows from shared memory to where they belong, and the rope part behind them.
+template <class T>
+__device__ __forceinline__ void store_rows(const KvDestination& to, int head,
+                                           const std::int64_t* offsets, std::uint32_t tile,
+                                           std::uint32_t rope_tile, int rope_width) {
+  const int lane = static_cast<int>(ptx::thread_index()) & 31;
+  T* const base = static_cast<T*>(to.data) + head * to.head_stride;
+#pragma unroll 2
+  for (int row = lane >> 4; row < 16; row += 2) {
+    const int piece = lane & 15;
+    const std::int64_t offset = offsets[row];
+    const uint4 v =
+        ptx::load_16(tile + (piece >> 3) * 2048 + row * 128 + (((piece & 7) ^ (row & 7)) << 4));
+    if (offset >= 0) ptx::store_16_streaming(base + offset + piece * 8, v);
+  }
+  if ((lane & 7) * 8 >= rope_width) return;
+#pragma unroll 2
+  for (int row = lane >> 3; row < 16; row += 4) {
+    const int piece = lane & 7;
+    const std::int64_t offset = offsets[row];
+    const uint4 v = ptx::load_16(rope_tile + row * 128 + ((piece ^ (row & 7)) << 4));
+    if (offset >= 0) ptx::store_16_streaming(base + offset + 128 + piece * 8, v);
+  }
+}
+
+/// The same of e4m3 rows; the rope part is rounded here, because the scale may be the head's.
+template <class T>
+__device__ __forceinline__ void store_rows_e4m3(const KvDestination& to, int head,
+                                                const std::int64_t* offsets, std::uint32_t tile,
+                                                std::uint32_t rope_tile, int rope_width,
+                                                float scale) {
+  const int lane = static_cast<int>(ptx::thread_index()) & 31;
+  std::uint8_t* const base = static_cast<std::uint8_t*>(to.data) + head * to.head_stride;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = 4 * i + (lane >> 3), piece = lane & 7;
+    const std::int64_t offset = offsets[row];
+    const uint4 v = ptx::load_16(tile + row * 128 + ((piece ^ (row & 7)) << 4));
+    if (offset >= 0) ptx::store_16_streaming(base + offset + piece * 16, v);
+  }
+  if ((lane & 3) * 16 >= rope_width) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = 8 * i + (lane >> 2), quarter = lane & 3;
+    const std::int64_t offset = offsets[row];
+    uint2 half[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      half[e] = to_e4m3<T>(
+          ptx::load_16(rope_tile + row * 128 + (((2 * quarter + e) ^ (row & 7)) << 4)), scale);
+    if (offset >= 0)
+      ptx::store_16_streaming(base + offset + 128 + quarter * 16,
+                              make_uint4(half[0].x, half[0].y, half[1].x, half[1].y));
+  }
+}
+
 }  // namespace sm90_resident
 
-template <class T, bool kBias>
+template <class T, bool kBias, ResidentOutput kOutput = ResidentOutput::kPlain>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     sm90_resident_kernel(const __grid_constant__ Sm90ResidentParams p) {
 #if BDA_SM90A_CODE
   using namespace sm90_resident;
+  using Layout = Shared<kOutput>;
+  constexpr bool kTwoSides = Layout::kTwoSides;
+  constexpr bool kRows = kOutput == ResidentOutput::kRows || kOutput == ResidentOutput::kRowsE4m3;
+  constexpr int kSlots = Layout::kSlots;
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
-  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  Layout& shared = *reinterpret_cast<Layout*>(shared_bytes);
   const std::uint32_t ring = ptx::shared_address(shared.ring);
   const std::uint32_t full = ptx::shared_address(shared.barriers.full);
   const std::uint32_t empty = ptx::shared_address(shared.barriers.empty);
@@ -114,7 +239,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     if (threadIdx.x % 32 != 0) return;
     RingPosition<kSlots> at;
     const auto fetch_coefficients = [&](int slot, int head, int chunk) {
-      const std::uint8_t* source = static_cast<const std::uint8_t*>(p.coefficients) +
+      const int side = kTwoSides && head >= p.heads ? 1 : 0;
+      if (side == 1) head -= p.heads;
+      const std::uint8_t* source = static_cast<const std::uint8_t*>(p.sides[side].coefficients) +
                                    (static_cast<std::int64_t>(head) * 2 * kChunks + chunk) *
                                        static_cast<std::int64_t>(kBlockBytes);
       const std::uint32_t target = ring + slot * kChunkBytes, barrier = full + 8 * slot;
@@ -122,47 +249,57 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::bulk_load(target, source, kBlockBytes, barrier);
       ptx::bulk_load(target + kBlockBytes, source + kChunks * kBlockBytes, kBlockBytes, barrier);
     };
+    RowBlock rows{};
+    const auto basis_begin = [&] {
+      return p.sides[kTwoSides && rows.first_head > 0 ? 1 : 0].basis_begin;
+    };
     const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
-      return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + 128;
+      return chunk * 64 < basis_begin() ? chunk * 64 : chunk * 64 + 128;
     };
 
-    const auto fetch_basis = [&](int row) {
+    const auto fetch_basis = [&] {
       for (int half = 0; half < 2; ++half)
         ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, row_full,
-                         p.basis_begin + 64 * half, row);
+                         basis_begin() + 64 * half, rows.row);
     };
-    const auto fetch_last_chunk = [&](int row) {
-      ptx::mbarrier_arrive_expect_bytes(row_full, 3 * kChunkBytes);  // the basis with it
+    const auto fetch_last_chunk = [&] {
+      const bool rope = kTwoSides && rows.first_head == 0 && p.rope_width > 0;
+      // The basis and the rope part with it.
+      ptx::mbarrier_arrive_expect_bytes(row_full, (rope ? 4 : 3) * kChunkBytes);
       ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, row_full,
-                       x_column(kRegisterChunks), row);
+                       x_column(kRegisterChunks), rows.row);
+      if constexpr (kTwoSides)
+        if (rope)
+          ptx::tensor_load(ptx::shared_address(shared.rope.tile), p.rope, row_full, 0, rows.row);
     };
-    const auto fetch_rows = [&](int slot, int chunk, int row) {
+    const auto fetch_rows = [&](int slot, int chunk) {
       ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
-      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), row);
+      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), rows.row);
     };
 
     // The first round of slots needs no waiting, and four threads fill it, because one takes longer
     // to issue the copies than the first of them takes to arrive: this one C, which does not depend
     // on the kernel before, the others the first rows of x.
-    const int first_block = first_unit(p) / p.heads;
-    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
+    const int first_block = first_unit(p) / p.block_heads;
+    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.block_heads + 1;
+    rows = RowBlock::at<kTwoSides>(p, first_block);
     if (threadIdx.x != 0) {
-      const int row = first_block * 128, turn = static_cast<int>(threadIdx.x) / 32;
+      const int turn = static_cast<int>(threadIdx.x) / 32;
       ptx::wait_for_previous_kernel();
       if (turn == 1)
-        for (int chunk = 0; chunk < 3; ++chunk) fetch_rows(chunk, chunk, row);
+        for (int chunk = 0; chunk < 3; ++chunk) fetch_rows(chunk, chunk);
       if (turn == 2) {
-        for (int chunk = 3; chunk < kRegisterChunks; ++chunk) fetch_rows(chunk, chunk, row);
-        fetch_last_chunk(row);
+        for (int chunk = 3; chunk < kRegisterChunks; ++chunk) fetch_rows(chunk, chunk);
+        fetch_last_chunk();
       }
       if (turn == 3) {
-        fetch_basis(row);
-        ptx::prefetch_tensor_map(p.out);
+        fetch_basis();
+        if (!kRows) ptx::prefetch_tensor_map(p.sides[0].out);
       }
       return;
     }
     int fetched = kSlots - kRegisterChunks;  // chunks of the first head
-    const int head = HeadRange(p, first_block).head;
+    const int head = rows.first_head + HeadRange(p, first_block).head;
     for (int chunk = 0; chunk < fetched; ++chunk)
       fetch_coefficients(kRegisterChunks + chunk, head, chunk);
     for (int i = 0; i < kSlots; ++i) at.advance();
@@ -171,25 +308,26 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     std::uint32_t row_parity = 0;
     for (int block = first_block; block < end_block; ++block) {
       if (block != first_block) {
+        rows = RowBlock::at<kTwoSides>(p, block);
         for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-          fetch_rows(at.slot, chunk, block * 128);
+          fetch_rows(at.slot, chunk);
           at.advance();
         }
         ptx::mbarrier_wait(row_empty, row_parity);
         row_parity ^= 1;
-        fetch_last_chunk(block * 128);
-        fetch_basis(block * 128);
+        fetch_last_chunk();
+        fetch_basis();
       }
       HeadRange heads(p, block);
       for (; heads.count > 0; --heads.count) {
         for (int chunk = fetched; chunk < kChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-          fetch_coefficients(at.slot, heads.head, chunk);
+          fetch_coefficients(at.slot, rows.first_head + heads.head, chunk);
           at.advance();
         }
         fetched = 0;
-        if (++heads.head == p.heads) heads.head = 0;
+        if (++heads.head == p.block_heads) heads.head = 0;
       }
     }
   } else {
@@ -201,7 +339,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     int release_slot = 0;
     bool next_is_full = false;
     std::uint32_t row_parity = 0;
-    int row = 0, head = 0;  // of the unit being stored
+    int row = 0, head = 0;  // of the unit being stored; row blocks of both sides counted through
 
     // Fragment addresses: row l % 16 of the warp, 16-byte piece 2 j + l / 16 under the swizzle; the
     // 16 columns j are reached by XOR with 32 j.
@@ -256,7 +394,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           if constexpr (kBias) {
             const int column = 16 * j + 8 * (e >> 1) + 2 * (ptx::thread_index() & 3);
             const float2 b = ptx::unpack_pair<T>(__ldg(reinterpret_cast<const std::uint32_t*>(
-                static_cast<const T*>(p.bias) + head * 128 + column)));
+                static_cast<const T*>(p.sides[0].bias) + head * 128 + column)));
             v.x += b.x;
             v.y += b.y;
           }
@@ -268,8 +406,22 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     const auto following = [&](int h, int steps) { return kBias ? (h + steps) % p.heads : 0; };
 
     // The epilogue of a unit: four pieces of 32 columns, then one store a warp.
+    const auto side_of_unit = [&] {
+      return kTwoSides && RowBlock::at<kTwoSides>(p, row / 128).first_head + head >= p.heads ? 1
+                                                                                             : 0;
+    };
+    const auto head_in_side = [&](int side) {
+      const int first_head = RowBlock::at<kTwoSides>(p, row / 128).first_head;
+      return kTwoSides ? first_head + head - side * p.heads : head;
+    };
+    float inverse_scale = 1;
     const auto begin_store = [&] {
-      if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
+      if constexpr (!kRows)
+        if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
+      if constexpr (kOutput == ResidentOutput::kRowsE4m3) {
+        const int side = side_of_unit();
+        inverse_scale = p.sides[side].rows.inverse_scale(head_in_side(side));
+      }
       __syncwarp();
     };
     const auto store_piece = [&](float(&c)[64], int piece, int next_head) {
@@ -277,22 +429,51 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       for (int i = 0; i < 2; ++i) {
         const int j = 2 * piece + i;
         const float* v = &c[8 * j];
-        ptx::store_matrices((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048,
-                            ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
-                            ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
+        if constexpr (kOutput == ResidentOutput::kRowsE4m3) {
+          const std::uint32_t lane = ptx::thread_index() & 31;
+          const std::uint32_t warp = (ptx::thread_index() - 128) >> 5;
+          sm90_resident::store_e4m3(ptx::shared_address(shared.output[warp]), lane, j, v,
+                                    inverse_scale);
+        } else {
+          ptx::store_matrices((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048,
+                              ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
+                              ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
+        }
       }
       start(c, piece, next_head);
     };
     const auto end_store = [&] {
-      ptx::fence_proxy_async();
-      __syncwarp();
       const int warp = (static_cast<int>(ptx::thread_index()) - 128) >> 5;
-      if ((ptx::thread_index() & 31) == 0 && row + 16 * warp < p.tokens) {
-        ptx::tensor_store(p.out, ptx::shared_address(shared.output[warp]), 0, row + 16 * warp, 0,
-                          head, ptx::policy_evict_first());
-        ptx::bulk_commit();
+      const int side = side_of_unit(), to_head = head_in_side(side);
+      if constexpr (kRows) {
+        __syncwarp();
+        const bool rope = side == 0 && p.rope_width > 0;
+        const KvDestination& to = p.sides[side].rows;
+        const std::int64_t* offsets = shared.rope.row_offset[side][warp];
+        const std::uint32_t tile = ptx::shared_address(shared.output[warp]);
+        const std::uint32_t rope_tile = ptx::shared_address(shared.rope.tile) + warp * 2048;
+        if constexpr (kOutput == ResidentOutput::kRows)
+          sm90_resident::store_rows<T>(to, to_head, offsets, tile, rope_tile,
+                                       rope ? p.rope_width : 0);
+        else
+          sm90_resident::store_rows_e4m3<T>(to, to_head, offsets, tile, rope_tile,
+                                            rope ? p.rope_width : 0, inverse_scale);
+        __syncwarp();
+      } else {
+        ptx::fence_proxy_async();
+        __syncwarp();
+        const int first_row = kTwoSides ? RowBlock::at<kTwoSides>(p, row / 128).row : row;
+        if ((ptx::thread_index() & 31) == 0 && first_row + 16 * warp < p.tokens) {
+          ptx::tensor_store(p.sides[side].out, ptx::shared_address(shared.output[warp]), 0,
+                            first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());
+          if constexpr (kTwoSides)
+            if (side == 0 && p.rope_width > 0)
+              ptx::tensor_store(p.rope_out, ptx::shared_address(shared.rope.tile) + warp * 2048, 0,
+                                first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());
+          ptx::bulk_commit();
+        }
       }
-      if (++head == p.heads) head = 0;
+      if (++head == p.block_heads) head = 0;
     };
 
     // One unit into `c`; meanwhile the unit before, in `done`, is stored and its accumulator
@@ -340,11 +521,20 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       end_store();
     };
 
-    for (row = first_unit(p) / p.heads * 128;; row += 128) {
+    if constexpr (kRows) ptx::wait_for_previous_kernel();  // it may have written the slots
+    for (row = first_unit(p) / p.block_heads * 128;; row += 128) {
       const HeadRange heads(p, row / 128);
       if (heads.count <= 0) break;
       int left = heads.count;
       head = heads.head;
+      if constexpr (kRows) {  // a warp's own rows: no other reads or writes them
+        const int t = static_cast<int>(ptx::thread_index()) - 128;
+        const int token = RowBlock::at<kTwoSides>(p, row / 128).row + (t >> 5) * 16 + (t & 15);
+        const int side = (t >> 4) & 1;
+        shared.rope.row_offset[side][t >> 5][t & 15] =
+            token < p.tokens ? p.sides[side].rows.row_offset(token) : -1;
+        __syncwarp();
+      }
 
       // The rows of x come through the ring and stay.
       {
@@ -382,6 +572,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         }
         unit_and_store(even, odd);
       }
+      if constexpr (kOutput == ResidentOutput::kTensor)  // the rope part is read by the stores
+        if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
       __syncwarp();
       if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
     }

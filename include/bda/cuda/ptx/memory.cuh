@@ -218,6 +218,27 @@ __device__ __forceinline__ void store_async(std::uint32_t remote, float x, float
       : "memory");
 }
 
+/// 16 bytes, or 4, of this CTA's shared memory.
+__device__ __forceinline__ uint4 load_16(std::uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_word(std::uint32_t shared, std::uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(v) : "memory");
+}
+
+/// 16 bytes to global memory that nobody in this kernel reads again.
+__device__ __forceinline__ void store_16_streaming(void* global, uint4 v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 /// Four floats of this CTA's shared memory.
 __device__ __forceinline__ float4 load_floats(std::uint32_t shared) {
   float4 v;
