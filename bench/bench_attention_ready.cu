@@ -6,7 +6,8 @@
 // As in bench_projection_cuda the contestants of a benchmark run in alternation, each sample after
 // some milliseconds of the plain product, and medians over the rounds become the counters. Weights
 // rotate through more memory than L2 holds, outputs too. Flags besides Google Benchmark's:
-// --rounds=N, --warm_us=, --sample_us= (of each round).
+// --rounds=N, --warm_us=, --sample_us= (of each round), --all_configs (of decoding, every
+// configuration that fits).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -24,6 +25,10 @@
 namespace {
 
 using namespace bda_bench;
+using bda::cuda::AbsorbedArguments;
+using bda::cuda::AbsorbedConfig;
+using bda::cuda::AbsorbedKernel;
+using bda::cuda::AbsorbedProduct;
 using bda::cuda::AttentionReadyArguments;
 using bda::cuda::AttentionReadyConfig;
 using bda::cuda::AttentionReadyKernel;
@@ -37,6 +42,7 @@ using bda::cuda::PackedCoefficients;
 struct Settings {
   int rounds = 9;
   double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
+  bool all_configs = false;                   // of decoding, every configuration that fits
 } settings;
 
 constexpr std::int64_t kDim = 512, kWidth = 128, kRope = 64;  // DeepSeek's latent attention
@@ -298,8 +304,105 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
   cudaFree(slots);
 }
 
+/// One product of absorbed decoding, in graphs.
+template <class T>
+void decode(benchmark::State& state, AbsorbedProduct which, std::int64_t heads,
+            std::int64_t tokens) {
+  const bool query = which == AbsorbedProduct::kQuery;
+  const DeviceInfo device = bda::cuda::query_device<T>();
+  const std::int64_t depth = query ? kWidth : kDim, columns = query ? kDim : kWidth;
+  const std::int64_t weight_size = heads * kDim * kWidth;  // the original's; ours is smaller
+  const int sets = static_cast<int>(
+      std::clamp<std::int64_t>(kRotatedBytes / (weight_size * 2) + 1, 2, kGraphLaunches));
+  const Buffer<T> weights(static_cast<std::size_t>(sets * weight_size), 1, 0.05f);
+  const Buffer<T> x(static_cast<std::size_t>(tokens * heads * depth), 2, 1.0f);
+  const Buffer<T> out(static_cast<std::size_t>(tokens * heads * columns), 3, 1.0f);
+  const auto weight = [&](int i) { return weights.data + (i % sets) * weight_size; };
+
+  AbsorbedArguments<T> args;
+  args.product = which;
+  args.packing = {PackedCoefficients::kVersion, bda::cuda::Element<T>::dtype, kDim - kWidth, heads,
+                  kWidth};
+  args.x = {x.data, {tokens, heads, depth}};
+  args.out = {out.data, {tokens, heads, columns}};
+  std::vector<AbsorbedConfig> configs{pick(args.shape(), device)};
+  if (settings.all_configs)
+    for (int tile : {16, 32, 64})
+      for (int blocks : {1, 2, 3}) {
+        const AbsorbedConfig c{AbsorbedKernel::kSm90, tile, blocks, "benchmark"};
+        if (validate(c, args.shape(), device).ok()) configs.push_back(c);
+      }
+  std::vector<Contestant> contestants;
+  for (const AbsorbedConfig& config : configs)
+    for (bool dependent : {false, true}) {
+      const std::string name = contestants.size() < 2
+                                   ? "ours"
+                                   : "tile" + std::to_string(config.tile_tokens) + "x" +
+                                         std::to_string(config.tile_blocks);
+      contestants.push_back({name + (dependent ? "_dependent" : ""), [=](int i) {
+                               AbsorbedArguments<T> a = args;
+                               a.coefficients = weight(i);
+                               a.force = config;
+                               a.dependent_launch = dependent;
+                               if (!run(a, device, nullptr, 0, context.stream).ok()) std::abort();
+                             }});
+    }
+  using Shape = typename BlasProduct<T>::Shape;
+  const auto shape = [&](bool transposed) {
+    Shape s{tokens,
+            columns,
+            depth,
+            heads * depth,
+            transposed ? depth : columns,
+            heads * columns,
+            transposed,
+            static_cast<int>(heads),
+            kDim * kWidth};
+    s.x_batch = depth;
+    s.out_batch = columns;
+    return s;
+  };
+  const std::vector<Ranked> ranked =
+      rank_products<T>({shape(false), shape(true)}, weight, x.data, nullptr, out.data, true);
+  if (ranked.empty()) return state.SkipWithError("cublasLt has no product of this shape");
+  for (std::size_t i = 0; i < std::min<std::size_t>(2, ranked.size()); ++i) {
+    contestants.push_back({"batched" + std::to_string(i), ranked[i].launch});
+    contestants.push_back({"batched" + std::to_string(i) + "_dependent", ranked[i].launch, true});
+  }
+  std::map<std::string, double> us = contest(state, contestants, ranked[0].launch, true);
+  const auto least = [&](const char* suffix) {
+    double best = us["batched0" + std::string(suffix)];
+    if (const auto it = us.find("batched1" + std::string(suffix)); it != us.end())
+      best = std::min(best, it->second);
+    return best;
+  };
+  auto& counters = state.counters;
+  counters["ratio_vs_batched"] = least("") / us["ours"];
+  counters["ratio_dependent_vs_batched"] = least("") / us["ours_dependent"];
+  if (const double both = least("_dependent"); both > 0)
+    counters["ratio_both_dependent"] = both / us["ours_dependent"];
+  const double bytes = 2.0 * static_cast<double>((kDim - kWidth) * kWidth * heads +
+                                                 tokens * heads * (depth + columns));
+  counters["gbytes_per_second"] = bytes / us["ours"] * 1e-3;
+  state.SetLabel(std::string(name_of(configs[0].kernel)) + "_" +
+                 std::to_string(configs[0].tile_tokens) + "x" +
+                 std::to_string(configs[0].tile_blocks));
+}
+
 template <class T>
 void add_benchmarks(const char* type) {
+  for (const std::int64_t heads : {128, 16})
+    for (const std::int64_t tokens : {1, 8, 16, 32, 64, 128, 256})
+      for (AbsorbedProduct which : {AbsorbedProduct::kQuery, AbsorbedProduct::kOutput}) {
+        const std::string name =
+            std::string(which == AbsorbedProduct::kQuery ? "decode_query/" : "decode_output/") +
+            type + "/n:" + std::to_string(heads) + "/M:" + std::to_string(tokens);
+        benchmark::RegisterBenchmark(
+            name.c_str(), [=](benchmark::State& s) { decode<T>(s, which, heads, tokens); })
+            ->UseManualTime()
+            ->Iterations(settings.rounds)
+            ->Unit(benchmark::kMicrosecond);
+      }
   for (const auto& [heads, counts] :
        {std::pair{128, std::vector<std::int64_t>{256, 1024, 4096, 16384}},
         std::pair{16, std::vector<std::int64_t>{256, 1024, 4096, 16384, 32768}}})
@@ -325,6 +428,8 @@ int main(int argc, char** argv) {
       settings.warm_us = std::atof(argv[i] + 10);
     else if (std::strncmp(argv[i], "--sample_us=", 12) == 0)
       settings.sample_us = std::atof(argv[i] + 12);
+    else if (std::strcmp(argv[i], "--all_configs") == 0)
+      settings.all_configs = true;
     else
       rest.push_back(argv[i]);
   }

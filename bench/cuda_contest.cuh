@@ -190,9 +190,14 @@ struct BlasProduct {
                                                     &kWorkspaceBytes, sizeof kWorkspaceBytes));
     cublasLtMatmulHeuristicResult_t results[16];
     int found = 0;
-    if (cublasLtMatmulAlgoGetHeuristic(context.blas, operation, a, b, c, d, preference, 16, results,
-                                       &found) != CUBLAS_STATUS_SUCCESS)
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        context.blas, operation, a, b, c, d, preference, 16, results, &found);
+    if (status != CUBLAS_STATUS_SUCCESS) {
+      std::fprintf(stderr, "cublasLt has no product [%lld, %lld, %lld]: status %d\n",
+                   static_cast<long long>(s.tokens), static_cast<long long>(s.columns),
+                   static_cast<long long>(s.depth), static_cast<int>(status));
       found = 0;
+    }
     for (int i = 0; i < found; ++i)
       if (results[i].state == CUBLAS_STATUS_SUCCESS) heuristics.push_back({results[i]});
     cublasLtMatmulPreferenceDestroy(preference);
@@ -215,17 +220,25 @@ struct Ranked {
   Launch launch;
 };
 
-/// All heuristics of all `shapes`, fastest first by a short trial.
+/// All heuristics of all `shapes`, fastest first by a short trial, in graphs where a stream would
+/// wait for the host.
 template <class T>
 std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T>::Shape>& shapes,
                                   const std::function<const T*(int)>& weight, const T* x,
-                                  const T* addend, T* out) {
+                                  const T* addend, T* out, bool graphs = false) {
   std::vector<Ranked> ranked;
   for (const auto& shape : shapes) {
     const auto product = std::make_shared<BlasProduct<T>>(shape);
     for (std::size_t i = 0; i < product->heuristics.size(); ++i) {
       if (!product->launch(i, weight(0), x, addend, out)) continue;
       const Launch launch = [=](int j) { product->launch(i, weight(j), x, addend, out); };
+      if (graphs) {
+        const Graph graph(launch, false);
+        if (graph.exec == nullptr) continue;
+        const auto replay = [&](int) { graph.replay(); };
+        ranked.push_back({std::min(time_stream(replay, 3), time_stream(replay, 3)), launch});
+        continue;
+      }
       const double once = time_stream(launch, 1);
       const int launches = std::clamp(static_cast<int>(1000 / once), 3, 20);
       ranked.push_back(

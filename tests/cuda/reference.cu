@@ -147,6 +147,54 @@ __global__ void compare_ready_kernel(ReadyOperands p, const T* x_data, const T* 
   }
 }
 
+/// The first bound again; a query's channels at S are copies. Sums have `width` or `rest` terms.
+struct AbsorbedOperands {
+  bool query;
+  std::int64_t tokens, heads, rest, width, begin, x_token, x_head, out_token, out_head;
+  double unit;
+};
+
+template <class T>
+__global__ void compare_absorbed_kernel(AbsorbedOperands p, const T* x_data, const T* coefficients,
+                                        const T* bias, const T* out_data, Comparison* result) {
+  const std::int64_t row = p.query ? p.rest + p.width : p.width, columns = p.heads * p.width;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       i < p.tokens * p.heads * row; i += std::int64_t{gridDim.x} * blockDim.x) {
+    const std::int64_t token = i / (p.heads * row), head = i / row % p.heads, channel = i % row;
+    const T* x = x_data + token * p.x_token + head * p.x_head;
+    const auto value = [](T v) { return static_cast<double>(static_cast<float>(v)); };
+    double sum = 0, size = 0, bound = 0;
+    const auto add = [&](double v) {
+      sum += v;
+      size += fabs(v);
+    };
+    if (p.query && channel >= p.begin && channel < p.begin + p.width) {
+      sum = value(x[channel - p.begin]);
+    } else {
+      if (p.query) {
+        const std::int64_t c = channel < p.begin ? channel : channel - p.width;
+        for (std::int64_t k = 0; k < p.width; ++k)
+          add(value(x[k]) * value(coefficients[c * columns + head * p.width + k]));
+      } else {
+        add(value(x[p.begin + channel]));
+        if (bias != nullptr) add(value(bias[head * p.width + channel]));
+        for (std::int64_t k = 0; k < p.rest; ++k)
+          add(value(x[k < p.begin ? k : k + p.width]) *
+              value(coefficients[k * columns + head * p.width + channel]));
+      }
+      bound = p.unit * fabs(sum) +
+              0x1p-23 * static_cast<double>((p.query ? p.width : p.rest) + 32) * size + 0x1p-25;
+    }
+    const double error =
+        fabs(value(out_data[token * p.out_token + head * p.out_head + channel]) - sum);
+    atomicAdd(&result->checked, 1ull);
+    if (!(error <= bound)) atomicAdd(&result->wrong, 1ull);
+    if (error == error && bound > 0)
+      atomicMax(reinterpret_cast<unsigned long long*>(&result->worst),
+                static_cast<unsigned long long>(__double_as_longlong(error / bound)));
+  }
+}
+
 template <class T>
 __global__ void count_poison(const T* buffer, std::int64_t elements, Comparison* result) {
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < elements;
@@ -225,13 +273,46 @@ Comparison compare(const bda::cuda::AttentionReadyArguments<T>& args, bool is_ke
   return host;
 }
 
+template <class T>
+Comparison compare(const bda::cuda::AbsorbedArguments<T>& args, const T* coefficients,
+                   const T* buffer, std::int64_t elements) {
+  Comparison* device = nullptr;
+  Comparison host;
+  host.wrong = ~0ull;  // what a failed launch leaves
+  if (cudaMalloc(&device, sizeof(Comparison)) != cudaSuccess) return host;
+  cudaMemset(device, 0, sizeof(Comparison));
+  const double unit = sizeof(T) == 4                           ? 0x1p-24
+                      : args.shape().dtype == bda::DType::kF16 ? 0x1p-11
+                                                               : 0x1p-8;
+  const AbsorbedOperands operands{args.product == bda::cuda::AbsorbedProduct::kQuery,
+                                  args.x.extent(0),
+                                  args.packing.heads,
+                                  args.packing.rest,
+                                  args.packing.width,
+                                  args.basis_begin,
+                                  args.x.stride(0),
+                                  args.x.stride(1),
+                                  args.out.stride(0),
+                                  args.out.stride(1),
+                                  unit};
+  compare_absorbed_kernel<T>
+      <<<2048, 256>>>(operands, args.x.data, coefficients, args.bias, args.out.data, device);
+  count_poison<T><<<512, 256>>>(buffer, elements, device);
+  if (cudaDeviceSynchronize() == cudaSuccess)
+    cudaMemcpy(&host, device, sizeof(Comparison), cudaMemcpyDeviceToHost);
+  cudaFree(device);
+  return host;
+}
+
 #define BDA_TEST_INSTANTIATE(T)                                                                \
   template void fill_normal<T>(T*, std::int64_t, std::int64_t, std::int64_t, std::uint64_t,    \
                                float);                                                         \
   template Comparison compare<T>(const bda::cuda::ProjectionArguments<T>&, const T*, const T*, \
                                  std::int64_t);                                                \
   template Comparison compare<T>(const bda::cuda::AttentionReadyArguments<T>&, bool, const T*, \
-                                 const void*, std::int64_t, bool);
+                                 const void*, std::int64_t, bool);                             \
+  template Comparison compare<T>(const bda::cuda::AbsorbedArguments<T>&, const T*, const T*,   \
+                                 std::int64_t);
 BDA_TEST_INSTANTIATE(__half)
 BDA_TEST_INSTANTIATE(__nv_bfloat16)
 BDA_TEST_INSTANTIATE(float)

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/absorbed/arguments.hpp"
 #include "bda/cuda/attention_ready/arguments.hpp"
 #include "bda/cuda/projection/arguments.hpp"
 
@@ -38,5 +39,10 @@ template <class T>
 Comparison compare(const bda::cuda::AttentionReadyArguments<T>& args, bool is_key,
                    const T* coefficients, const void* buffer, std::int64_t elements,
                    bool rounded_before);
+
+/// The same for a product of absorbed decoding.
+template <class T>
+Comparison compare(const bda::cuda::AbsorbedArguments<T>& args, const T* coefficients,
+                   const T* buffer, std::int64_t elements);
 
 }  // namespace bda_test

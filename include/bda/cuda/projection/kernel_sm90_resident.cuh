@@ -94,29 +94,53 @@ __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
 
 /// What a CTA does in one row block: `count` heads from `head` on, cyclically.
 ///
-/// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges of
-/// two CTAs are turned so that every CTA reads the heads in the same cyclic order from head 0 on:
-/// all of them then want the same part of C at about the same time, and it comes from L2.
+/// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges are
+/// turned so that all CTAs read the heads in step: they then want the same few parts of C at about
+/// the same time, and these come from L2.
+///
+/// Ranges longer than a row block: every CTA reads the heads in the same cyclic order from head 0
+/// on. Shorter ones: a row block has CTAs that are wholly inside, one that began in the block
+/// before, and one that goes on in the next. The first begin at multiples of the range's length;
+/// what remains is shared by the others, which take the later of their blocks first, so that all of
+/// the one kind come to this block together, at the start, and all of the other at the same time
+/// before the end.
 struct HeadRange {
   int head;
   int count;
 
   __device__ __forceinline__ HeadRange(const Sm90ResidentParams& p, int block) {
-    const int heads = p.block_heads;
-    const int first = first_unit(p), last = min(first + p.units_per_cta, p.units);
+    const int heads = p.block_heads, length = p.units_per_cta;
+    const int first = first_unit(p), last = min(first + length, p.units);
     const int begin = max(first, block * heads), end = min(last, (block + 1) * heads);
     const bool enters_late = begin > block * heads, leaves_early = end < (block + 1) * heads;
     count = end - begin;
-    if (p.units_per_cta < heads || (enters_late && leaves_early))
-      head = begin - block * heads;  // three or more CTAs share the block: as they come
-    else if (enters_late)
+    if (length < heads) {
+      const int from_before = (length - block * heads % length) % length;  // of the block's heads
+      if (begin > first)
+        head = (heads - from_before) / length * length;
+      else if (count < length)
+        head = heads - count;
+      else
+        head = begin - block * heads - from_before;
+    } else if (enters_late) {
       head = 0;
-    else if (leaves_early)
+    } else if (leaves_early) {
       head = heads - count;
-    else
+    } else {
       head = (begin - first) % heads;
+    }
   }
 };
+
+/// A CTA's row blocks: the first, and the step to the next while HeadRange::count is positive.
+__device__ __forceinline__ int first_block(const Sm90ResidentParams& p) {
+  const int first = first_unit(p);
+  return (p.units_per_cta < p.block_heads ? min(first + p.units_per_cta, p.units) - 1 : first) /
+         p.block_heads;
+}
+__device__ __forceinline__ int block_step(const Sm90ResidentParams& p) {
+  return p.units_per_cta < p.block_heads ? -1 : 1;
+}
 
 /// A row block: its rows of x, and which of the 2 `heads` heads of both sides is its first.
 struct RowBlock {
@@ -280,9 +304,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     // The first round of slots needs no waiting, and four threads fill it, because one takes longer
     // to issue the copies than the first of them takes to arrive: this one C, which does not depend
     // on the kernel before, the others the first rows of x.
-    const int first_block = first_unit(p) / p.block_heads;
-    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.block_heads + 1;
-    rows = RowBlock::at<kTwoSides>(p, first_block);
+    int block = first_block(p);
+    rows = RowBlock::at<kTwoSides>(p, block);
     if (threadIdx.x != 0) {
       const int turn = static_cast<int>(threadIdx.x) / 32;
       ptx::wait_for_previous_kernel();
@@ -299,15 +322,17 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       return;
     }
     int fetched = kSlots - kRegisterChunks;  // chunks of the first head
-    const int head = rows.first_head + HeadRange(p, first_block).head;
+    const int head = rows.first_head + HeadRange(p, block).head;
     for (int chunk = 0; chunk < fetched; ++chunk)
       fetch_coefficients(kRegisterChunks + chunk, head, chunk);
     for (int i = 0; i < kSlots; ++i) at.advance();
     ptx::wait_for_previous_kernel();
 
     std::uint32_t row_parity = 0;
-    for (int block = first_block; block < end_block; ++block) {
-      if (block != first_block) {
+    for (bool opening = true;; opening = false, block += block_step(p)) {
+      HeadRange heads(p, block);
+      if (heads.count <= 0) break;
+      if (!opening) {
         rows = RowBlock::at<kTwoSides>(p, block);
         for (int chunk = 0; chunk < kRegisterChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
@@ -319,7 +344,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         fetch_last_chunk();
         fetch_basis();
       }
-      HeadRange heads(p, block);
       for (; heads.count > 0; --heads.count) {
         for (int chunk = fetched; chunk < kChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
@@ -522,7 +546,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     };
 
     if constexpr (kRows) ptx::wait_for_previous_kernel();  // it may have written the slots
-    for (row = first_unit(p) / p.block_heads * 128;; row += 128) {
+    for (row = first_block(p) * 128;; row += block_step(p) * 128) {
       const HeadRange heads(p, row / 128);
       if (heads.count <= 0) break;
       int left = heads.count;
