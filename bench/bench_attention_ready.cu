@@ -6,8 +6,8 @@
 // As in bench_projection_cuda the contestants of a benchmark run in alternation, each sample after
 // some milliseconds of the plain product, and medians over the rounds become the counters. Weights
 // rotate through more memory than L2 holds, outputs too. Flags besides Google Benchmark's:
-// --rounds=N, --warm_us=, --sample_us= (of each round), --all_configs (of decoding, every
-// configuration that fits).
+// --rounds=N, --warm_us=, --sample_us= (of each round), --all_configs (keys and values alone too;
+// of decoding, every configuration that fits).
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -42,7 +42,7 @@ using bda::cuda::PackedCoefficients;
 struct Settings {
   int rounds = 9;
   double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
-  bool all_configs = false;                   // of decoding, every configuration that fits
+  bool all_configs = false;
 } settings;
 
 constexpr std::int64_t kDim = 512, kWidth = 128, kRope = 64;  // DeepSeek's latent attention
@@ -205,6 +205,11 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
       } else if (std::strcmp(layout, "e4m3") == 0) {
         a.key->out.element = a.value->out.element = KvElement::kE4m3;
       }
+      if (std::strcmp(layout, "key_alone") == 0) a.value.reset();
+      if (std::strcmp(layout, "key_without_rope") == 0) a.rope = {};
+      if (std::strcmp(layout, "key_without_rope") == 0) a.value.reset();
+      if (std::strcmp(layout, "value_alone") == 0) a.rope = {};
+      if (std::strcmp(layout, "value_alone") == 0) a.key.reset();
       if (rows)
         a.force = AttentionReadyConfig{AttentionReadyKernel::kSm90Resident, KvStore::kRows, 128,
                                        128, "benchmark"};
@@ -225,6 +230,10 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
   contestants.push_back({"ours_paged_nhd", ours(0, "nhd", false, false)});
   contestants.push_back({"ours_paged_hnd", ours(0, "hnd", false, false)});
   contestants.push_back({"ours_e4m3", ours(0, "e4m3", false, false)});
+
+  if (settings.all_configs)
+    for (const char* part : {"key_alone", "key_without_rope", "value_alone"})
+      contestants.push_back({part, ours(0, part, false, false)});
 
   using Shape = typename BlasProduct<T>::Shape;
   const std::vector<Ranked> products =
