@@ -10,8 +10,6 @@
 // launches are timed in graphs), --all_configs (every configuration that fits, not only the chosen
 // one).
 #include <benchmark/benchmark.h>
-#include <cublasLt.h>
-#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -26,28 +24,16 @@
 #include <vector>
 
 #include "bda/cuda.hpp"
+#include "cuda_contest.cuh"
 
 namespace {
 
+using namespace bda_bench;
 using bda::cuda::DeviceInfo;
 using bda::cuda::PackedCoefficients;
 using bda::cuda::ProjectionArguments;
 using bda::cuda::ProjectionConfig;
 using bda::cuda::ProjectionKernel;
-
-#define CHECK_CUDA(call)                                                         \
-  do {                                                                           \
-    const auto code_ = (call);                                                   \
-    if (static_cast<int>(code_) != 0) {                                          \
-      std::fprintf(stderr, "%s:%d: %s returned %d\n", __FILE__, __LINE__, #call, \
-                   static_cast<int>(code_));                                     \
-      std::exit(1);                                                              \
-    }                                                                            \
-  } while (false)
-
-constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;   // for cublasLt
-constexpr std::int64_t kRotatedBytes = std::int64_t{100} << 20;  // twice the L2 of an H100
-constexpr int kGraphLaunches = 24;
 
 struct Settings {
   int rounds = 11;
@@ -55,214 +41,6 @@ struct Settings {
   double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
   bool all_configs = false;
 } settings;
-
-struct Context {
-  cudaStream_t stream = nullptr;
-  cudaEvent_t begin = nullptr, end = nullptr;
-  cublasLtHandle_t blas = nullptr;
-  void* workspace = nullptr;
-  double copy_bytes_per_us = 0, write_bytes_per_us = 0, flops_per_us = 0;  // ceilings
-} context;
-
-template <class T>
-constexpr cudaDataType_t kBlasType = std::is_same_v<T, __half> ? CUDA_R_16F : CUDA_R_16BF;
-
-template <class T>
-__global__ void fill_normal(T* data, std::size_t count, unsigned seed, float scale) {
-  for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count;
-       i += std::size_t{gridDim.x} * blockDim.x) {
-    unsigned long long z = (i + 1) * 0x9e3779b97f4a7c15ull + seed * 0xd1b54a32d192ed03ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    z ^= z >> 31;
-    const float u = (static_cast<float>(z >> 40) + 1.0f) * 0x1p-24f;
-    const float v = static_cast<float>(z & 0xffffffu) * 0x1p-24f;
-    data[i] = static_cast<T>(scale * sqrtf(-2.0f * logf(u)) * cospif(2.0f * v));
-  }
-}
-
-template <class T>
-struct Buffer {
-  Buffer(std::size_t count, unsigned seed, float scale) {
-    CHECK_CUDA(cudaMalloc(reinterpret_cast<void**>(&data), count * sizeof(T)));
-    fill_normal<<<1024, 256, 0, context.stream>>>(data, count, seed, scale);
-    CHECK_CUDA(cudaGetLastError());
-  }
-  ~Buffer() { cudaFree(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* data = nullptr;
-};
-
-using Launch = std::function<void(int)>;  // the i-th launch: which of the rotated weights
-
-/// Microseconds a launch takes, over `launches` of them in a row after two untimed ones.
-double time_stream(const Launch& launch, int launches) {
-  for (int i = 0; i < 2; ++i) launch(i);
-  CHECK_CUDA(cudaEventRecord(context.begin, context.stream));
-  for (int i = 0; i < launches; ++i) launch(i);
-  CHECK_CUDA(cudaEventRecord(context.end, context.stream));
-  CHECK_CUDA(cudaEventSynchronize(context.end));
-  float ms = 0;
-  CHECK_CUDA(cudaEventElapsedTime(&ms, context.begin, context.end));
-  return 1e3 * ms / launches;
-}
-
-/// kGraphLaunches launches as a graph; with `dependent`, its kernel-to-kernel edges made
-/// programmatic after the fact, which is how a library's launches can be let to overlap.
-struct Graph {
-  Graph(const Launch& launch, bool dependent) {
-    cudaGraph_t graph = nullptr;
-    CHECK_CUDA(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < kGraphLaunches; ++i) launch(i);
-    CHECK_CUDA(cudaStreamEndCapture(context.stream, &graph));
-    if (dependent) make_dependent(graph);
-    if (cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) {
-      (void)cudaGetLastError();
-      exec = nullptr;
-    }
-    cudaGraphDestroy(graph);
-  }
-  ~Graph() {
-    if (exec != nullptr) cudaGraphExecDestroy(exec);
-  }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-
-  static void make_dependent(cudaGraph_t graph) {
-    std::size_t count = 0;
-    CHECK_CUDA(cudaGraphGetEdges(graph, nullptr, nullptr, nullptr, &count));
-    std::vector<cudaGraphNode_t> from(count), to(count);
-    std::vector<cudaGraphEdgeData> data(count);
-    CHECK_CUDA(cudaGraphGetEdges(graph, from.data(), to.data(), data.data(), &count));
-    const auto is_kernel = [](cudaGraphNode_t node) {
-      cudaGraphNodeType type;
-      CHECK_CUDA(cudaGraphNodeGetType(node, &type));
-      return type == cudaGraphNodeTypeKernel;
-    };
-    for (std::size_t i = 0; i < count; ++i) {
-      if (!is_kernel(from[i]) || !is_kernel(to[i])) continue;
-      cudaGraphEdgeData programmatic{};
-      programmatic.from_port = cudaGraphKernelNodePortProgrammatic;
-      programmatic.type = cudaGraphDependencyTypeProgrammatic;
-      CHECK_CUDA(cudaGraphRemoveDependencies(graph, &from[i], &to[i], &data[i], 1));
-      CHECK_CUDA(cudaGraphAddDependencies(graph, &from[i], &to[i], &programmatic, 1));
-    }
-  }
-  void replay() const { CHECK_CUDA(cudaGraphLaunch(exec, context.stream)); }
-  cudaGraphExec_t exec = nullptr;
-};
-
-// ---- cublasLt
-
-struct Heuristic {  // a named struct: nvcc 13.0 cannot hold cublasLt's unnamed one in a vector
-  cublasLtMatmulHeuristicResult_t value;
-};
-
-/// out [M, N] = x [M, K] W, or with batches out[:, b, :] = addend + x W_b for b < batches: cublasLt
-/// sees the transposed problem, column-major.
-template <class T>
-struct BlasProduct {
-  struct Shape {
-    std::int64_t tokens, columns, depth;  // of one batch
-    std::int64_t x_stride, weight_stride, out_stride;
-    bool transposed;  // W as [columns, depth]
-    int batches = 1;  // along the columns
-    std::int64_t weight_batch = 0;
-    bool add = false;  // beta = 1, the same addend for every batch
-  };
-
-  explicit BlasProduct(const Shape& s) : shape(s) {
-    CHECK_CUDA(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    const cublasOperation_t op = s.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    CHECK_CUDA(
-        cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &op, sizeof op));
-    const auto layout = [&](std::int64_t rows, std::int64_t cols, std::int64_t stride,
-                            std::int64_t batch) {
-      cublasLtMatrixLayout_t l = nullptr;
-      CHECK_CUDA(cublasLtMatrixLayoutCreate(&l, kBlasType<T>, static_cast<std::uint64_t>(rows),
-                                            static_cast<std::uint64_t>(cols), stride));
-      CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &s.batches,
-                                                  sizeof s.batches));
-      CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                                  &batch, sizeof batch));
-      return l;
-    };
-    a = s.transposed ? layout(s.depth, s.columns, s.weight_stride, s.weight_batch)
-                     : layout(s.columns, s.depth, s.weight_stride, s.weight_batch);
-    b = layout(s.depth, s.tokens, s.x_stride, 0);
-    c = layout(s.columns, s.tokens, s.add ? s.x_stride : s.out_stride, 0);
-    d = layout(s.columns, s.tokens, s.out_stride, s.batches > 1 ? s.columns : 0);
-    if (!s.add) c = d;
-    cublasLtMatmulPreference_t preference = nullptr;
-    CHECK_CUDA(cublasLtMatmulPreferenceCreate(&preference));
-    CHECK_CUDA(cublasLtMatmulPreferenceSetAttribute(preference,
-                                                    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                    &kWorkspaceBytes, sizeof kWorkspaceBytes));
-    cublasLtMatmulHeuristicResult_t results[16];
-    int found = 0;
-    if (cublasLtMatmulAlgoGetHeuristic(context.blas, operation, a, b, c, d, preference, 16, results,
-                                       &found) != CUBLAS_STATUS_SUCCESS)
-      found = 0;
-    for (int i = 0; i < found; ++i)
-      if (results[i].state == CUBLAS_STATUS_SUCCESS) heuristics.push_back({results[i]});
-    cublasLtMatmulPreferenceDestroy(preference);
-  }
-  bool launch(std::size_t which, const T* weight, const T* x, const T* addend, T* out) const {
-    const float one = 1, beta = shape.add ? 1 : 0;
-    return cublasLtMatmul(context.blas, operation, &one, weight, a, x, b, &beta,
-                          shape.add ? addend : out, c, out, d, &heuristics[which].value.algo,
-                          context.workspace, kWorkspaceBytes,
-                          context.stream) == CUBLAS_STATUS_SUCCESS;
-  }
-  Shape shape;
-  cublasLtMatmulDesc_t operation = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr, d = nullptr;
-  std::vector<Heuristic> heuristics;
-};
-
-struct Ranked {
-  double us;
-  Launch launch;
-};
-
-/// All heuristics of all `shapes`, fastest first by a short trial.
-template <class T>
-std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T>::Shape>& shapes,
-                                  const std::function<const T*(int)>& weight, const T* x,
-                                  const T* addend, T* out) {
-  std::vector<Ranked> ranked;
-  for (const auto& shape : shapes) {
-    const auto product = std::make_shared<BlasProduct<T>>(shape);
-    for (std::size_t i = 0; i < product->heuristics.size(); ++i) {
-      if (!product->launch(i, weight(0), x, addend, out)) continue;
-      const Launch launch = [=](int j) { product->launch(i, weight(j), x, addend, out); };
-      const double once = time_stream(launch, 1);
-      const int launches = std::clamp(static_cast<int>(1000 / once), 3, 20);
-      ranked.push_back(
-          {std::min(time_stream(launch, launches), time_stream(launch, launches)), launch});
-    }
-  }
-  CHECK_CUDA(cudaStreamSynchronize(context.stream));
-  std::sort(ranked.begin(), ranked.end(),
-            [](const Ranked& p, const Ranked& q) { return p.us < q.us; });
-  return ranked;
-}
-
-// ---- contestants
-
-struct Contestant {
-  std::string name;
-  Launch launch;
-  bool graph_dependent = false;  // edges made programmatic in the graph
-  std::vector<double> us = {};
-  std::unique_ptr<Graph> graph = nullptr;
-  [[nodiscard]] double median() const {
-    std::vector<double> sorted = us;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
-  }
-};
 
 std::string describe(const ProjectionConfig& c) {
   return std::string(name_of(c.kernel)) + "_" + std::to_string(c.tile_tokens) + "x" +

@@ -1,7 +1,15 @@
 #pragma once
 
-/// The K/V projection on NVIDIA GPUs, for plain C++ files. The kernels are in cuda.cuh, for one .cu
+/// The K/V projection on NVIDIA GPUs, keys and values as attention kernels read them, and the
+/// products of absorbed decoding, for plain C++ files. The kernels are in cuda.cuh, for one .cu
 /// file of the program.
+#include "bda/cuda/absorbed/absorbed.hpp"
+#include "bda/cuda/absorbed/arguments.hpp"
+#include "bda/cuda/absorbed/config.hpp"
+#include "bda/cuda/attention_ready/arguments.hpp"
+#include "bda/cuda/attention_ready/attention_ready.hpp"
+#include "bda/cuda/attention_ready/config.hpp"
+#include "bda/cuda/kv_layout/layout.hpp"
 #include "bda/cuda/projection/arguments.hpp"
 #include "bda/cuda/projection/config.hpp"
 #include "bda/cuda/projection/packing.hpp"

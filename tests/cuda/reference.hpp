@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "bda/cuda/absorbed/arguments.hpp"
+#include "bda/cuda/attention_ready/arguments.hpp"
 #include "bda/cuda/projection/arguments.hpp"
 
 // What the GPU tests compare with; compiled by the CUDA compiler in reference.cu.
@@ -28,6 +30,19 @@ void fill_normal(T* data, std::int64_t rows, std::int64_t columns, std::int64_t 
 /// out lies.
 template <class T>
 Comparison compare(const bda::cuda::ProjectionArguments<T>& args, const T* coefficients,
+                   const T* buffer, std::int64_t elements);
+
+/// The same for the key's (`is_key`) or the value's side of attention-ready output; `buffer` is of
+/// `elements` elements of what is stored. `rounded_before` says that e4m3 was rounded from T and
+/// not from the fp32 sum.
+template <class T>
+Comparison compare(const bda::cuda::AttentionReadyArguments<T>& args, bool is_key,
+                   const T* coefficients, const void* buffer, std::int64_t elements,
+                   bool rounded_before);
+
+/// The same for a product of absorbed decoding.
+template <class T>
+Comparison compare(const bda::cuda::AbsorbedArguments<T>& args, const T* coefficients,
                    const T* buffer, std::int64_t elements);
 
 }  // namespace bda_test

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bda/cuda.hpp"
+#include "device_buffer.hpp"
 #include "reference.hpp"
 
 // Plain C++: the kernels are in kernels.cu. Everything here needs a GPU and is skipped without one.
@@ -24,35 +25,7 @@ using bda::cuda::ProjectionConfig;
 using bda::cuda::ProjectionKernel;
 using bda::cuda::ProjectionShape;
 
-#define REQUIRE_CUDA(call) REQUIRE((call) == cudaSuccess)
-
-bool no_device() {
-  int count = 0;
-  const bool none = cudaGetDeviceCount(&count) != cudaSuccess || count == 0;
-  (void)cudaGetLastError();
-  return none;
-}
-#define SKIP_WITHOUT_DEVICE() \
-  if (no_device()) SKIP("no CUDA device")
-
-template <class T>
-struct DeviceBuffer {
-  explicit DeviceBuffer(std::int64_t count) : size(count) {
-    REQUIRE_CUDA(cudaMalloc(reinterpret_cast<void**>(&data), bytes()));
-    REQUIRE_CUDA(cudaMemset(data, bda_test::kPoison, bytes()));
-  }
-  ~DeviceBuffer() { cudaFree(data); }
-  DeviceBuffer(const DeviceBuffer&) = delete;
-  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
-  [[nodiscard]] std::size_t bytes() const { return static_cast<std::size_t>(size) * sizeof(T); }
-  [[nodiscard]] std::vector<std::uint8_t> host() const {
-    std::vector<std::uint8_t> copy(bytes());
-    REQUIRE_CUDA(cudaMemcpy(copy.data(), data, bytes(), cudaMemcpyDeviceToHost));
-    return copy;
-  }
-  T* data = nullptr;
-  std::int64_t size;
-};
+using bda_test::DeviceBuffer;
 
 struct Layout {
   std::int64_t x_gap = 0;    // elements between rows of x beyond kv_dim

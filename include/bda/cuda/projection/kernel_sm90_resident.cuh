@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "bda/cuda/kv_layout/destination.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -22,16 +24,38 @@
 ///     with the basis channels, so that the identity part of the product costs no operation.
 /// The next unit's products are queued before the last one's are stored: the tensor cores never
 /// wait for an epilogue.
+///
+/// The same kernel writes keys and values in one launch. Where both have the same basis, a row
+/// block has twice the heads, the value's after the key's; else the value's row blocks follow the
+/// key's, and x is read again, from L2.
 namespace bda::inline v0::cuda {
 
-struct Sm90ResidentParams {
-  CUtensorMap x;             // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+/// Where units go.
+enum class ResidentOutput {
+  kPlain,     // one side, any strides: tensor stores
+  kTensor,    // two sides, any strides, and the key's rope part: tensor stores
+  kRows,      // two sides, each row where its slot says, and the rope part: 16-byte stores
+  kRowsE4m3,  // the same, rounded to e4m3
+};
+
+struct Sm90ResidentSide {
   CUtensorMap out;           // [heads, 2, tokens, 64], boxes of both halves x 16 rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, 128]
-  int tokens;
-  int heads;
   int basis_begin;
+  KvDestination rows;  // in place of `out` where rows are stored one by one
+};
+
+struct Sm90ResidentParams {
+  CUtensorMap x;  // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+  Sm90ResidentSide sides[2];
+  CUtensorMap rope;      // [tokens, rope_width], boxes of 128 rows x 64 channels
+  CUtensorMap rope_out;  // [heads, 1, tokens, rope_width], boxes of 16 rows x 64 channels
+  int rope_width;        // 0: none. The rope part is sides[0]'s
+  int tokens;
+  int heads;        // of one side
+  int block_heads;  // of one row block: those of both sides where they share the basis
+  int row_blocks;   // of one side
   int units;
   int units_per_cta;
 };
@@ -39,20 +63,30 @@ struct Sm90ResidentParams {
 namespace sm90_resident {
 
 constexpr int kThreads = 384;
-constexpr int kSlots = 9;
 constexpr int kChunks = 6;                              // of 64 rest channels
 constexpr int kRegisterChunks = 5;                      // of them, kept in registers
 constexpr std::uint32_t kBlockBytes = 8192;             // 64 columns x 64 channels of C
 constexpr std::uint32_t kChunkBytes = 2 * kBlockBytes;  // 128 columns (or 128 rows of x)
 constexpr std::uint32_t kWarpOutputBytes = 4096;        // 16 rows, two halves of 64 columns
 
+struct RopeShared {
+  std::uint8_t tile[kChunkBytes];     // the row block's rope part, 64 channels
+  std::int64_t row_offset[2][8][16];  // of every side's rows, by warp; negative: not stored
+};
+struct NoRope {};
+
+template <ResidentOutput kOutput>
 struct Shared {
+  static constexpr bool kTwoSides = kOutput != ResidentOutput::kPlain;
+  static constexpr int kSlots = kTwoSides ? 8 : 9;
   alignas(1024) std::uint8_t ring[kSlots][kChunkBytes];
   std::uint8_t output[8][kWarpOutputBytes];
   std::uint8_t basis[2][kChunkBytes];
   std::uint8_t last_chunk[kChunkBytes];  // of x: the sixth, read from here
+  std::conditional_t<kTwoSides, RopeShared, NoRope> rope;
   RingBarriers<kSlots> barriers;
-  std::uint64_t basis_full, last_full, row_empty;  // basis and last_chunk; row_empty is of both
+  // Basis and rope; last_chunk; row_empty is of all three.
+  std::uint64_t basis_full, last_full, row_empty;
 };
 
 __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
@@ -61,38 +95,154 @@ __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
 
 /// What a CTA does in one row block: `count` heads from `head` on, cyclically.
 ///
-/// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges of
-/// two CTAs are turned so that every CTA reads the heads in the same cyclic order from head 0 on:
-/// all of them then want the same part of C at about the same time, and it comes from L2.
+/// Units are dealt out in row-block-major ranges [first, last). Within a row block the ranges are
+/// turned so that all CTAs read the heads in step: they then want the same few parts of C at about
+/// the same time, and these come from L2.
+///
+/// Ranges longer than a row block: every CTA reads the heads in the same cyclic order from head 0
+/// on. Shorter ones: a row block has CTAs that are wholly inside, one that began in the block
+/// before, and one that goes on in the next. The first begin at multiples of the range's length;
+/// what remains is shared by the others, which take the later of their blocks first, so that all of
+/// the one kind come to this block together, at the start, and all of the other at the same time
+/// before the end.
 struct HeadRange {
   int head;
   int count;
 
   __device__ __forceinline__ HeadRange(const Sm90ResidentParams& p, int block) {
-    const int first = first_unit(p), last = min(first + p.units_per_cta, p.units);
-    const int begin = max(first, block * p.heads), end = min(last, (block + 1) * p.heads);
-    const bool enters_late = begin > block * p.heads, leaves_early = end < (block + 1) * p.heads;
+    const int heads = p.block_heads, length = p.units_per_cta;
+    const int first = first_unit(p), last = min(first + length, p.units);
+    const int begin = max(first, block * heads), end = min(last, (block + 1) * heads);
+    const bool enters_late = begin > block * heads, leaves_early = end < (block + 1) * heads;
     count = end - begin;
-    if (p.units_per_cta < p.heads || (enters_late && leaves_early))
-      head = begin - block * p.heads;  // three or more CTAs share the block: as they come
-    else if (enters_late)
+    if (length < heads) {
+      const int from_before = (length - block * heads % length) % length;  // of the block's heads
+      if (begin > first)
+        head = (heads - from_before) / length * length;
+      else if (count < length)
+        head = heads - count;
+      else
+        head = begin - block * heads - from_before;
+    } else if (enters_late) {
       head = 0;
-    else if (leaves_early)
-      head = p.heads - count;
-    else
-      head = (begin - first) % p.heads;
+    } else if (leaves_early) {
+      head = heads - count;
+    } else {
+      head = (begin - first) % heads;
+    }
   }
 };
 
+/// A CTA's row blocks: the first, and the step to the next while HeadRange::count is positive.
+__device__ __forceinline__ int first_block(const Sm90ResidentParams& p) {
+  const int first = first_unit(p);
+  return (p.units_per_cta < p.block_heads ? min(first + p.units_per_cta, p.units) - 1 : first) /
+         p.block_heads;
+}
+__device__ __forceinline__ int block_step(const Sm90ResidentParams& p) {
+  return p.units_per_cta < p.block_heads ? -1 : 1;
+}
+
+/// A row block: its rows of x, and which of the 2 `heads` heads of both sides is its first.
+struct RowBlock {
+  int row;
+  int first_head;
+
+  template <bool kTwoSides>
+  static __device__ __forceinline__ RowBlock at(const Sm90ResidentParams& p, int block) {
+    if constexpr (!kTwoSides) return {block * 128, 0};
+    const bool second = block >= p.row_blocks;
+    return {(second ? block - p.row_blocks : block) * 128, second ? p.heads : 0};
+  }
+};
+
+/// 16 columns j of a warp's 16 rows as e4m3 into rows of 128 bytes under the 128-byte swizzle. A
+/// thread holds two neighbouring columns of both eights; it trades with its neighbour for four.
+__device__ __forceinline__ void store_e4m3(std::uint32_t tile, std::uint32_t lane, int j,
+                                           const float* v, float scale) {
+  const std::uint32_t low = ptx::pack_e4m3(v[0] * scale, v[1] * scale) |
+                            ptx::pack_e4m3(v[2] * scale, v[3] * scale) << 16;  // rows r, r + 8
+  const std::uint32_t high =
+      ptx::pack_e4m3(v[4] * scale, v[5] * scale) | ptx::pack_e4m3(v[6] * scale, v[7] * scale) << 16;
+  const bool odd = (lane & 1) != 0;  // odd lanes collect the second eight columns
+  const std::uint32_t theirs = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
+  const std::uint32_t first = odd ? theirs : low, second = odd ? high : theirs;
+  const std::uint32_t row = lane >> 2, word = ((lane & 1) << 1) | ((lane >> 1) & 1);
+  const std::uint32_t at =
+      tile + row * 128 + ((static_cast<std::uint32_t>(j) ^ row) << 4) + word * 4;
+  ptx::store_word(at, __byte_perm(first, second, 0x5410));
+  ptx::store_word(at + 8 * 128, __byte_perm(first, second, 0x7632));
+}
+
+/// A warp's 16 rows from shared memory to where they belong, and the rope part behind them.
+template <class T>
+__device__ __forceinline__ void store_rows(const KvDestination& to, int head,
+                                           const std::int64_t* offsets, std::uint32_t tile,
+                                           std::uint32_t rope_tile, int rope_width) {
+  const int lane = static_cast<int>(ptx::thread_index()) & 31;
+  T* const base = static_cast<T*>(to.data) + head * to.head_stride;
+#pragma unroll 2
+  for (int row = lane >> 4; row < 16; row += 2) {
+    const int piece = lane & 15;
+    const std::int64_t offset = offsets[row];
+    const uint4 v =
+        ptx::load_16(tile + (piece >> 3) * 2048 + row * 128 + (((piece & 7) ^ (row & 7)) << 4));
+    if (offset >= 0) ptx::store_16_streaming(base + offset + piece * 8, v);
+  }
+  if ((lane & 7) * 8 >= rope_width) return;
+#pragma unroll 2
+  for (int row = lane >> 3; row < 16; row += 4) {
+    const int piece = lane & 7;
+    const std::int64_t offset = offsets[row];
+    const uint4 v = ptx::load_16(rope_tile + row * 128 + ((piece ^ (row & 7)) << 4));
+    if (offset >= 0) ptx::store_16_streaming(base + offset + 128 + piece * 8, v);
+  }
+}
+
+/// The same of e4m3 rows; the rope part is rounded here, because the scale may be the head's.
+template <class T>
+__device__ __forceinline__ void store_rows_e4m3(const KvDestination& to, int head,
+                                                const std::int64_t* offsets, std::uint32_t tile,
+                                                std::uint32_t rope_tile, int rope_width,
+                                                float scale) {
+  const int lane = static_cast<int>(ptx::thread_index()) & 31;
+  std::uint8_t* const base = static_cast<std::uint8_t*>(to.data) + head * to.head_stride;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int row = 4 * i + (lane >> 3), piece = lane & 7;
+    const std::int64_t offset = offsets[row];
+    const uint4 v = ptx::load_16(tile + row * 128 + ((piece ^ (row & 7)) << 4));
+    if (offset >= 0) ptx::store_16_streaming(base + offset + piece * 16, v);
+  }
+  if ((lane & 3) * 16 >= rope_width) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = 8 * i + (lane >> 2), quarter = lane & 3;
+    const std::int64_t offset = offsets[row];
+    uint2 half[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      half[e] = to_e4m3<T>(
+          ptx::load_16(rope_tile + row * 128 + (((2 * quarter + e) ^ (row & 7)) << 4)), scale);
+    if (offset >= 0)
+      ptx::store_16_streaming(base + offset + 128 + quarter * 16,
+                              make_uint4(half[0].x, half[0].y, half[1].x, half[1].y));
+  }
+}
+
 }  // namespace sm90_resident
 
-template <class T, bool kBias>
+template <class T, bool kBias, ResidentOutput kOutput = ResidentOutput::kPlain>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     sm90_resident_kernel(const __grid_constant__ Sm90ResidentParams p) {
 #if BDA_SM90A_CODE
   using namespace sm90_resident;
+  using Layout = Shared<kOutput>;
+  constexpr bool kTwoSides = Layout::kTwoSides;
+  constexpr bool kRows = kOutput == ResidentOutput::kRows || kOutput == ResidentOutput::kRowsE4m3;
+  constexpr int kSlots = Layout::kSlots;
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
-  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  Layout& shared = *reinterpret_cast<Layout*>(shared_bytes);
   const std::uint32_t ring = ptx::shared_address(shared.ring);
   const std::uint32_t full = ptx::shared_address(shared.barriers.full);
   const std::uint32_t empty = ptx::shared_address(shared.barriers.empty);
@@ -114,17 +264,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
     if (threadIdx.x % 32 != 0) return;
-    const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
-      return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + 128;
-    };
-
-    const auto fetch_rows = [&](int slot, int chunk, int block) {
-      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
-      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk),
-                       block * 128);
-    };
     const auto fetch_coefficients = [&](int slot, int head, int chunk) {
-      const std::uint8_t* source = static_cast<const std::uint8_t*>(p.coefficients) +
+      const int side = kTwoSides && head >= p.heads ? 1 : 0;
+      if (side == 1) head -= p.heads;
+      const std::uint8_t* source = static_cast<const std::uint8_t*>(p.sides[side].coefficients) +
                                    (static_cast<std::int64_t>(head) * 2 * kChunks + chunk) *
                                        static_cast<std::int64_t>(kBlockBytes);
       const std::uint32_t target = ring + slot * kChunkBytes, barrier = full + 8 * slot;
@@ -132,65 +275,81 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::bulk_load(target, source, kBlockBytes, barrier);
       ptx::bulk_load(target + kBlockBytes, source + kChunks * kBlockBytes, kBlockBytes, barrier);
     };
-    // The ring is filled in this order: for the first head of a row block x and C by turns (x0 C0
-    // x1 C1 .. x4 C4 C5), for the other heads C.
-    const int first_block = first_unit(p) / p.heads;
-    const int end_block = (min(first_unit(p) + p.units_per_cta, p.units) - 1) / p.heads + 1;
-
-    const auto fetch_basis_and_last_chunk = [&](int block) {
-      ptx::mbarrier_arrive_expect_bytes(basis_full, 2 * kChunkBytes);
-      for (int half = 0; half < 2; ++half)
-        ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, basis_full,
-                         p.basis_begin + 64 * half, block * 128);
-      ptx::mbarrier_arrive_expect_bytes(last_full, kChunkBytes);
-      ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, last_full,
-                       x_column(kRegisterChunks), block * 128);
+    RowBlock rows{};
+    const auto basis_begin = [&] {
+      return p.sides[kTwoSides && rows.first_head > 0 ? 1 : 0].basis_begin;
+    };
+    const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
+      return chunk * 64 < basis_begin() ? chunk * 64 : chunk * 64 + 128;
     };
 
-    // The first round of slots needs no waiting, and four threads fill it, because one takes longer
-    // to issue the copies than the first of them takes to arrive.
+    const auto fetch_basis_and_last_chunk = [&] {
+      const bool rope = kTwoSides && rows.first_head == 0 && p.rope_width > 0;
+      ptx::mbarrier_arrive_expect_bytes(basis_full, (rope ? 3 : 2) * kChunkBytes);
+      for (int half = 0; half < 2; ++half)
+        ptx::tensor_load(ptx::shared_address(shared.basis[half]), p.x, basis_full,
+                         basis_begin() + 64 * half, rows.row);
+      if constexpr (kTwoSides)
+        if (rope)
+          ptx::tensor_load(ptx::shared_address(shared.rope.tile), p.rope, basis_full, 0, rows.row);
+      ptx::mbarrier_arrive_expect_bytes(last_full, kChunkBytes);
+      ptx::tensor_load(ptx::shared_address(shared.last_chunk), p.x, last_full,
+                       x_column(kRegisterChunks), rows.row);
+    };
+    const auto fetch_rows = [&](int slot, int chunk) {
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
+      ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), rows.row);
+    };
+
+    // The ring is filled in this order: for the first head of a row block x and C by turns (x0 C0
+    // x1 C1 .. x4 C4 C5), for its other heads C. The first round of slots needs no waiting, and
+    // four threads fill it, because one takes longer to issue the copies than the first of them
+    // takes to arrive: this one C, which does not depend on the kernel before, the others the first
+    // rows of x.
+    int block = first_block(p);
+    rows = RowBlock::at<kTwoSides>(p, block);
     if (const int turn = static_cast<int>(threadIdx.x) / 32; turn > 0) {
       ptx::wait_for_previous_kernel();
       if (turn == 3) {
-        fetch_basis_and_last_chunk(first_block);
-        ptx::prefetch_tensor_map(p.out);
+        fetch_basis_and_last_chunk();
+        if (!kRows) ptx::prefetch_tensor_map(p.sides[0].out);
       } else {
-        for (int chunk = turn - 1; chunk < kRegisterChunks; chunk += 2)
-          fetch_rows(2 * chunk, chunk, first_block);
+        for (int chunk = turn - 1; 2 * chunk < kSlots; chunk += 2) fetch_rows(2 * chunk, chunk);
       }
       return;
     }
-
-    // C does not depend on the kernel before.
-    const int head = HeadRange(p, first_block).head;
-    for (int slot = 1; slot < kSlots; slot += 2) fetch_coefficients(slot, head, slot / 2);
+    const int first_head = rows.first_head + HeadRange(p, block).head;
+    for (int slot = 1; slot < kSlots; slot += 2) fetch_coefficients(slot, first_head, slot / 2);
     ptx::wait_for_previous_kernel();
+
     RingPosition<kSlots> at;
     std::uint32_t row_parity = 0;
-    for (int block = first_block; block < end_block; ++block) {
+    for (int filled = kSlots;; filled = 0, block += block_step(p)) {
       HeadRange heads(p, block);
-      const int filled = block == first_block ? kSlots : 0;
+      if (heads.count <= 0) break;
+      rows = RowBlock::at<kTwoSides>(p, block);
       for (int i = 0; i < kRegisterChunks + kChunks; ++i) {
         if (i >= filled) {
           if (i == kSlots - 1) {  // this late, because it waits for the end of the block before
             ptx::mbarrier_wait(row_empty, row_parity);
             row_parity ^= 1;
-            fetch_basis_and_last_chunk(block);
+            fetch_basis_and_last_chunk();
           }
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
           if (i % 2 == 0 && i < 2 * kRegisterChunks)
-            fetch_rows(at.slot, i / 2, block);
+            fetch_rows(at.slot, i / 2);
           else
-            fetch_coefficients(at.slot, heads.head, i / 2);
+            fetch_coefficients(at.slot, rows.first_head + heads.head, i / 2);
         }
         at.advance();
       }
+      // The loop that sets the pace.
       while (--heads.count > 0) {
-        if (++heads.head == p.heads) heads.head = 0;
+        if (++heads.head == p.block_heads) heads.head = 0;
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
-          fetch_coefficients(at.slot, heads.head, chunk);
+          fetch_coefficients(at.slot, rows.first_head + heads.head, chunk);
           at.advance();
         }
       }
@@ -204,7 +363,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     int release_slot = 0;
     bool next_is_full = false;
     std::uint32_t row_parity = 0;
-    int row = 0, head = 0;  // of the unit being stored
+    int row = 0, head = 0;  // of the unit being stored; row blocks of both sides counted through
 
     // Fragment addresses: row l % 16 of the warp, 16-byte piece 2 j + l / 16 under the swizzle; the
     // 16 columns j are reached by XOR with 32 j.
@@ -259,7 +418,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           if constexpr (kBias) {
             const int column = 16 * j + 8 * (e >> 1) + 2 * (ptx::thread_index() & 3);
             const float2 b = ptx::unpack_pair<T>(__ldg(reinterpret_cast<const std::uint32_t*>(
-                static_cast<const T*>(p.bias) + head * 128 + column)));
+                static_cast<const T*>(p.sides[0].bias) + head * 128 + column)));
             v.x += b.x;
             v.y += b.y;
           }
@@ -271,8 +430,22 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     const auto following = [&](int h, int steps) { return kBias ? (h + steps) % p.heads : 0; };
 
     // The epilogue of a unit: four pieces of 32 columns, then one store a warp.
+    const auto side_of_unit = [&] {
+      return kTwoSides && RowBlock::at<kTwoSides>(p, row / 128).first_head + head >= p.heads ? 1
+                                                                                             : 0;
+    };
+    const auto head_in_side = [&](int side) {
+      const int first_head = RowBlock::at<kTwoSides>(p, row / 128).first_head;
+      return kTwoSides ? first_head + head - side * p.heads : head;
+    };
+    float inverse_scale = 1;
     const auto begin_store = [&] {
-      if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
+      if constexpr (!kRows)
+        if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
+      if constexpr (kOutput == ResidentOutput::kRowsE4m3) {
+        const int side = side_of_unit();
+        inverse_scale = p.sides[side].rows.inverse_scale(head_in_side(side));
+      }
       __syncwarp();
     };
     const auto store_piece = [&](float(&c)[64], int piece) {
@@ -280,21 +453,50 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       for (int i = 0; i < 2; ++i) {
         const int j = 2 * piece + i;
         const float* v = &c[8 * j];
-        ptx::store_matrices((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048,
-                            ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
-                            ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
+        if constexpr (kOutput == ResidentOutput::kRowsE4m3) {
+          const std::uint32_t lane = ptx::thread_index() & 31;
+          const std::uint32_t warp = (ptx::thread_index() - 128) >> 5;
+          sm90_resident::store_e4m3(ptx::shared_address(shared.output[warp]), lane, j, v,
+                                    inverse_scale);
+        } else {
+          ptx::store_matrices((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048,
+                              ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
+                              ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
+        }
       }
     };
     const auto end_store = [&] {
-      ptx::fence_proxy_async();
-      __syncwarp();
       const int warp = (static_cast<int>(ptx::thread_index()) - 128) >> 5;
-      if ((ptx::thread_index() & 31) == 0 && row + 16 * warp < p.tokens) {
-        ptx::tensor_store(p.out, ptx::shared_address(shared.output[warp]), 0, row + 16 * warp, 0,
-                          head, ptx::policy_evict_first());
-        ptx::bulk_commit();
+      const int side = side_of_unit(), to_head = head_in_side(side);
+      if constexpr (kRows) {
+        __syncwarp();
+        const bool rope = side == 0 && p.rope_width > 0;
+        const KvDestination& to = p.sides[side].rows;
+        const std::int64_t* offsets = shared.rope.row_offset[side][warp];
+        const std::uint32_t tile = ptx::shared_address(shared.output[warp]);
+        const std::uint32_t rope_tile = ptx::shared_address(shared.rope.tile) + warp * 2048;
+        if constexpr (kOutput == ResidentOutput::kRows)
+          sm90_resident::store_rows<T>(to, to_head, offsets, tile, rope_tile,
+                                       rope ? p.rope_width : 0);
+        else
+          sm90_resident::store_rows_e4m3<T>(to, to_head, offsets, tile, rope_tile,
+                                            rope ? p.rope_width : 0, inverse_scale);
+        __syncwarp();
+      } else {
+        ptx::fence_proxy_async();
+        __syncwarp();
+        const int first_row = kTwoSides ? RowBlock::at<kTwoSides>(p, row / 128).row : row;
+        if ((ptx::thread_index() & 31) == 0 && first_row + 16 * warp < p.tokens) {
+          ptx::tensor_store(p.sides[side].out, ptx::shared_address(shared.output[warp]), 0,
+                            first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());
+          if constexpr (kTwoSides)
+            if (side == 0 && p.rope_width > 0)
+              ptx::tensor_store(p.rope_out, ptx::shared_address(shared.rope.tile) + warp * 2048, 0,
+                                first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());
+          ptx::bulk_commit();
+        }
       }
-      if (++head == p.heads) head = 0;
+      if (++head == p.block_heads) head = 0;
     };
 
     // The first unit of a row block, into `even`: the rows of x come through the ring between the
@@ -364,19 +566,29 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::wgmma_wait<0>();
       release();
       ptx::delivered(done);
-      // Nothing of this row block is needed any more: the next one's basis may come.
-      if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
+      // No products need this row block any more: the next one's basis may come.
+      if constexpr (!kTwoSides)
+        if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
       begin_store();
 #pragma unroll
       for (int piece = 0; piece < 4; ++piece) store_piece(done, piece);
       end_store();
     };
 
-    for (row = first_unit(p) / p.heads * 128;; row += 128) {
+    if constexpr (kRows) ptx::wait_for_previous_kernel();  // it may have written the slots
+    for (row = first_block(p) * 128;; row += block_step(p) * 128) {
       const HeadRange heads(p, row / 128);
       if (heads.count <= 0) break;
       int left = heads.count;
       head = heads.head;
+      if constexpr (kRows) {  // a warp's own rows: no other reads or writes them
+        const int t = static_cast<int>(ptx::thread_index()) - 128;
+        const int token = RowBlock::at<kTwoSides>(p, row / 128).row + (t >> 5) * 16 + (t & 15);
+        const int side = (t >> 4) & 1;
+        shared.rope.row_offset[side][t >> 5][t & 15] =
+            token < p.tokens ? p.sides[side].rows.row_offset(token) : -1;
+        __syncwarp();
+      }
 
       first_unit_of_rows(head);
       for (;;) {
@@ -390,6 +602,11 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           break;
         }
         unit_and_store(even, odd);
+      }
+      if constexpr (kTwoSides) {  // the stores read the rope part
+        if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();
+        __syncwarp();
+        if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
       }
     }
     if ((ptx::thread_index() & 31) == 0) ptx::bulk_wait_read<0>();

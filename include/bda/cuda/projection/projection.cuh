@@ -73,19 +73,19 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
                     const DeviceInfo& device, cudaStream_t stream) {
   Sm90ResidentParams p{};
   if (Status s = encode_x_map(a, 128, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 2, p.out); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 2, p.sides[0].out); !s.ok()) return s;
   const std::int64_t units = ceil_div(a.x.extent(0), 128) * a.packing.heads;
   if (units > 0x7fffffff / 2)
     return Status::invalid("tokens / 128 * heads", "at most", 0x7fffffff / 2, units);
-  p.coefficients = a.coefficients;
-  p.bias = a.bias;
+  p.sides[0].coefficients = a.coefficients;
+  p.sides[0].bias = a.bias;
+  p.sides[0].basis_begin = static_cast<int>(a.basis_begin);
   p.tokens = static_cast<int>(a.x.extent(0));
-  p.heads = static_cast<int>(a.packing.heads);
-  p.basis_begin = static_cast<int>(a.basis_begin);
+  p.heads = p.block_heads = static_cast<int>(a.packing.heads);
   p.units = static_cast<int>(units);
   p.units_per_cta = static_cast<int>(ceil_div(units, device.multiprocessors));
   const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))), sm90_resident::kThreads,
-                          sizeof(sm90_resident::Shared)};
+                          sizeof(sm90_resident::Shared<ResidentOutput::kPlain>)};
   const auto kernel =
       a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);

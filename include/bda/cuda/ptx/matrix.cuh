@@ -2,6 +2,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -85,6 +86,12 @@ __device__ __forceinline__ float2 unpack_pair(std::uint32_t pair) {
   } else {
     return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
   }
+}
+
+/// 9.7.9.21 cvt to e4m3: two floats, nearest even, saturating at 448, `low` in the low byte. Code
+/// for devices before sm_89 computes the same.
+__device__ __forceinline__ std::uint32_t pack_e4m3(float low, float high) {
+  return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
 }
 
 }  // namespace bda::inline v0::cuda::ptx

@@ -114,6 +114,16 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensor
       : "memory");
 }
 
+/// The box at (x, y, z) of a 3-D tensor, likewise.
+__device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
+                                            std::uint32_t barrier, int x, int y, int z) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+      : "memory");
+}
+
 /// The box at (x, y, z, w) of a 4-D tensor from shared memory; what falls outside is not written.
 __device__ __forceinline__ void tensor_store(const CUtensorMap& map, std::uint32_t shared, int x,
                                              int y, int z, int w, std::uint64_t policy) {
@@ -216,6 +226,27 @@ __device__ __forceinline__ void store_async(std::uint32_t remote, float x, float
       "{%1, %2, %3, %4}, [%5];" ::"r"(remote),
       "f"(x), "f"(y), "f"(z), "f"(w), "r"(remote_barrier)
       : "memory");
+}
+
+/// 16 bytes, or 4, of this CTA's shared memory.
+__device__ __forceinline__ uint4 load_16(std::uint32_t shared) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(shared)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_word(std::uint32_t shared, std::uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(v) : "memory");
+}
+
+/// 16 bytes to global memory that nobody in this kernel reads again.
+__device__ __forceinline__ void store_16_streaming(void* global, uint4 v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
 }
 
 /// Four floats of this CTA's shared memory.

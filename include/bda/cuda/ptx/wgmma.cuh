@@ -145,35 +145,38 @@ __device__ __forceinline__ void claim_registers() {
 
 // The only difference between the shapes is how many registers are listed; `accumulate` = 0 makes
 // the product overwrite d.
-#define BDA_WGMMA_SHARED(n, count, type, a, b, p)                                 \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                             \
-               ", 0;\n"                                                           \
-               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type     \
-               " {" BDA_WGMMA_LIST_##count "}, %" a ", %" b ", p, 1, 1, 0, 0;\n}" \
-               : BDA_WGMMA_ACCUMULATORS_##count                                   \
-               : "l"(descriptor_a), "l"(descriptor_b), "r"(accumulate))
+#define BDA_WGMMA_SHARED(n, count, type, a, b, p, t)                                   \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                  \
+               ", 0;\n"                                                                \
+               "wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type          \
+               " {" BDA_WGMMA_LIST_##count "}, %" a ", %" b ", p, 1, 1, %" t ", 0;\n}" \
+               : BDA_WGMMA_ACCUMULATORS_##count                                        \
+               : "l"(descriptor_a), "l"(descriptor_b), "r"(accumulate), "n"(kTransposed))
 
 /// 9.7.15.5.2 wgmma.mma_async, both operands in shared memory: d [64, N] += a [64, 16] b [N, 16]^T.
-template <class T, int N>
+/// With `kTransposed` a lies as [16, 64]: rows of 64 values, 16 of K one below the other (the same
+/// descriptor; the next 16 of K are 128 further).
+template <class T, int N, int kTransposed = 0>
 __device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descriptor_a,
                                       std::uint64_t descriptor_b, int accumulate) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
   static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256);
-  if constexpr (N == 8 && kHalf) BDA_WGMMA_SHARED("8", 4, "f16", "4", "5", "6");
-  if constexpr (N == 8 && !kHalf) BDA_WGMMA_SHARED("8", 4, "bf16", "4", "5", "6");
-  if constexpr (N == 16 && kHalf) BDA_WGMMA_SHARED("16", 8, "f16", "8", "9", "10");
-  if constexpr (N == 16 && !kHalf) BDA_WGMMA_SHARED("16", 8, "bf16", "8", "9", "10");
-  if constexpr (N == 32 && kHalf) BDA_WGMMA_SHARED("32", 16, "f16", "16", "17", "18");
-  if constexpr (N == 32 && !kHalf) BDA_WGMMA_SHARED("32", 16, "bf16", "16", "17", "18");
-  if constexpr (N == 64 && kHalf) BDA_WGMMA_SHARED("64", 32, "f16", "32", "33", "34");
-  if constexpr (N == 64 && !kHalf) BDA_WGMMA_SHARED("64", 32, "bf16", "32", "33", "34");
-  if constexpr (N == 128 && kHalf) BDA_WGMMA_SHARED("128", 64, "f16", "64", "65", "66");
-  if constexpr (N == 128 && !kHalf) BDA_WGMMA_SHARED("128", 64, "bf16", "64", "65", "66");
-  if constexpr (N == 192 && kHalf) BDA_WGMMA_SHARED("192", 96, "f16", "96", "97", "98");
-  if constexpr (N == 192 && !kHalf) BDA_WGMMA_SHARED("192", 96, "bf16", "96", "97", "98");
-  if constexpr (N == 256 && kHalf) BDA_WGMMA_SHARED("256", 128, "f16", "128", "129", "130");
-  if constexpr (N == 256 && !kHalf) BDA_WGMMA_SHARED("256", 128, "bf16", "128", "129", "130");
+  if constexpr (N == 8 && kHalf) BDA_WGMMA_SHARED("8", 4, "f16", "4", "5", "6", "7");
+  if constexpr (N == 8 && !kHalf) BDA_WGMMA_SHARED("8", 4, "bf16", "4", "5", "6", "7");
+  if constexpr (N == 16 && kHalf) BDA_WGMMA_SHARED("16", 8, "f16", "8", "9", "10", "11");
+  if constexpr (N == 16 && !kHalf) BDA_WGMMA_SHARED("16", 8, "bf16", "8", "9", "10", "11");
+  if constexpr (N == 32 && kHalf) BDA_WGMMA_SHARED("32", 16, "f16", "16", "17", "18", "19");
+  if constexpr (N == 32 && !kHalf) BDA_WGMMA_SHARED("32", 16, "bf16", "16", "17", "18", "19");
+  if constexpr (N == 64 && kHalf) BDA_WGMMA_SHARED("64", 32, "f16", "32", "33", "34", "35");
+  if constexpr (N == 64 && !kHalf) BDA_WGMMA_SHARED("64", 32, "bf16", "32", "33", "34", "35");
+  if constexpr (N == 128 && kHalf) BDA_WGMMA_SHARED("128", 64, "f16", "64", "65", "66", "67");
+  if constexpr (N == 128 && !kHalf) BDA_WGMMA_SHARED("128", 64, "bf16", "64", "65", "66", "67");
+  if constexpr (N == 192 && kHalf) BDA_WGMMA_SHARED("192", 96, "f16", "96", "97", "98", "99");
+  if constexpr (N == 192 && !kHalf) BDA_WGMMA_SHARED("192", 96, "bf16", "96", "97", "98", "99");
+  if constexpr (N == 256 && kHalf) BDA_WGMMA_SHARED("256", 128, "f16", "128", "129", "130", "131");
+  if constexpr (N == 256 && !kHalf)
+    BDA_WGMMA_SHARED("256", 128, "bf16", "128", "129", "130", "131");
 }
 
 /// The same with a in registers (the fragment `load_matrices` delivers) and N = 128.
