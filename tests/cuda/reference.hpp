@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "bda/cuda/absorbed/arguments.hpp"
+#include "bda/cuda/attend/arguments.hpp"
 #include "bda/cuda/attention_ready/arguments.hpp"
 #include "bda/cuda/projection/arguments.hpp"
 
@@ -44,5 +45,10 @@ Comparison compare(const bda::cuda::AttentionReadyArguments<T>& args, bool is_ke
 template <class T>
 Comparison compare(const bda::cuda::AbsorbedArguments<T>& args, const T* coefficients,
                    const T* buffer, std::int64_t elements);
+
+/// The same of the attention step.
+template <class T>
+Comparison compare_attend(const bda::cuda::AttendArguments<T>& args, const T* buffer,
+                          std::int64_t elements);
 
 }  // namespace bda_test

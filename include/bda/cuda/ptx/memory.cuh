@@ -124,6 +124,16 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensor
       : "memory");
 }
 
+/// The box at (x, y, z, w) of a 4-D tensor, likewise.
+__device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
+                                            std::uint32_t barrier, int x, int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
+
 /// The box at (x, y, z, w) of a 4-D tensor from shared memory; what falls outside is not written.
 __device__ __forceinline__ void tensor_store(const CUtensorMap& map, std::uint32_t shared, int x,
                                              int y, int z, int w, std::uint64_t policy) {

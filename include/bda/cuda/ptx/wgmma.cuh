@@ -46,6 +46,16 @@ __device__ __forceinline__ std::uint64_t matrix_descriptor(std::uint32_t shared)
   return kSwizzle128 | kEightRowPitch | kLeadingPitch | ((shared & 0x3ffffu) >> 4);
 }
 
+/// The same of an operand whose N is contiguous: rows of 64 values of N, one for each of K, and the
+/// next 64 of N `pitch` bytes on. The next 16 of K are 128 further.
+__device__ __forceinline__ std::uint64_t transposed_matrix_descriptor(std::uint32_t shared,
+                                                                      std::uint32_t pitch) {
+  constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+  constexpr std::uint64_t kEightRowPitch = std::uint64_t{1024 / 16} << 32;
+  return kSwizzle128 | kEightRowPitch | (std::uint64_t{pitch >> 4} << 16) |
+         ((shared & 0x3ffffu) >> 4);
+}
+
 /// 9.7.15.6 setmaxnreg: moves registers between the roles of a warp-specialised kernel.
 template <int N>
 __device__ __forceinline__ void give_up_registers() {
@@ -179,19 +189,32 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descripto
     BDA_WGMMA_SHARED("256", 128, "bf16", "128", "129", "130", "131");
 }
 
-/// The same with a in registers (the fragment `load_matrices` delivers) and N = 128.
-template <class T>
-__device__ __forceinline__ void wgmma(float (&d)[64], const std::uint32_t (&a)[4],
+/// The same with a in registers (the fragment `load_matrices` delivers); with `kTransposed` b is
+/// one of `transposed_matrix_descriptor`.
+template <class T, int N = 128, int kTransposed = 0>
+__device__ __forceinline__ void wgmma(float (&d)[N / 2], const std::uint32_t (&a)[4],
                                       std::uint64_t descriptor_b) {
-#define BDA_WGMMA_REGISTERS(type)                                                                  \
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" BDA_WGMMA_LIST_64 \
-               "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"                                         \
-               : BDA_WGMMA_ACCUMULATORS_64                                                         \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_b))
-  if constexpr (std::is_same_v<T, __half>)
-    BDA_WGMMA_REGISTERS("f16");
-  else
-    BDA_WGMMA_REGISTERS("bf16");
+#define BDA_WGMMA_REGISTERS(n, count, type, a0, a1, a2, a3, b, t)                         \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type             \
+               " {" BDA_WGMMA_LIST_##count "}, {%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" b \
+                                           ", 1, 1, 1, %" t ";"                           \
+               : BDA_WGMMA_ACCUMULATORS_##count                                           \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_b), "n"(kTransposed))
+  constexpr bool kHalf = std::is_same_v<T, __half>;
+  static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
+  static_assert(N == 64 || N == 128 || N == 192);
+  if constexpr (N == 64 && kHalf)
+    BDA_WGMMA_REGISTERS("64", 32, "f16", "32", "33", "34", "35", "36", "37");
+  if constexpr (N == 64 && !kHalf)
+    BDA_WGMMA_REGISTERS("64", 32, "bf16", "32", "33", "34", "35", "36", "37");
+  if constexpr (N == 128 && kHalf)
+    BDA_WGMMA_REGISTERS("128", 64, "f16", "64", "65", "66", "67", "68", "69");
+  if constexpr (N == 128 && !kHalf)
+    BDA_WGMMA_REGISTERS("128", 64, "bf16", "64", "65", "66", "67", "68", "69");
+  if constexpr (N == 192 && kHalf)
+    BDA_WGMMA_REGISTERS("192", 96, "f16", "96", "97", "98", "99", "100", "101");
+  if constexpr (N == 192 && !kHalf)
+    BDA_WGMMA_REGISTERS("192", 96, "bf16", "96", "97", "98", "99", "100", "101");
 #undef BDA_WGMMA_REGISTERS
 }
 #undef BDA_WGMMA_SHARED
