@@ -13,7 +13,7 @@ if(BDA_CHECKPOINT)
           DESTINATION "${config_dir}")
 endif()
 if(BDA_CUDA)
-  install(TARGETS bda_cuda EXPORT bda_cuda)
+  install(TARGETS bda_cuda bda_cuda_backend EXPORT bda_cuda)
   install(EXPORT bda_cuda FILE bda-cuda-targets.cmake NAMESPACE bda:: DESTINATION "${config_dir}")
 endif()
 configure_package_config_file("${CMAKE_CURRENT_LIST_DIR}/bdaConfig.cmake.in"

@@ -30,6 +30,8 @@ deepseek_v2, gpt2 or llama checkpoint. EVAL.safetensors holds `tokens` (I32 or I
                       decomposed alike (default: as in the checkpoint)
   --rounding MODE     aware or plain: how the decomposition is rounded to 16 bits (default: aware)
   --windows N         the first N windows only
+  --device NAME       cpu or cuda: where the model runs; cuda takes fp16 and bf16, and models
+                      without experts (default: cpu)
   --threads N         (default: one for each hardware thread)
   --json FILE         adds the run to the JSON array in FILE, in place of an equal run
   --force-inexact     decompose the sides asked for even where the result is not the same
@@ -40,6 +42,8 @@ Exit status: 0; 1 where something failed or, in fp64, the original disagrees wit
 2 for bad arguments.
 )";
 
+enum class Device { kCpu, kCuda };
+
 /// What the command line asks for.
 struct Arguments {
   std::filesystem::path model, evaluation;
@@ -49,6 +53,7 @@ struct Arguments {
   bda::Rounding rounding = bda::Rounding::kAware;
   std::optional<std::int64_t> windows;
   int threads = 1;
+  Device device = Device::kCpu;
   std::optional<std::filesystem::path> json;
   bool force_inexact = false;
   bool help = false;
@@ -72,6 +77,14 @@ inline bda::Rounding parse_rounding(std::string_view text) {
   if (text == "plain") return bda::Rounding::kPlain;
   throw bda::Error("--rounding", "aware or plain", std::string(text));
 }
+
+inline Device parse_device(std::string_view text) {
+  if (text == "cpu") return Device::kCpu;
+  if (text == "cuda") return Device::kCuda;
+  throw bda::Error("--device", "cpu or cuda", std::string(text));
+}
+
+inline std::string_view name_of(Device device) { return device == Device::kCuda ? "cuda" : "cpu"; }
 
 inline std::string_view name_of(bda::Rounding rounding) {
   return rounding == bda::Rounding::kAware ? "aware" : "plain";
@@ -112,6 +125,8 @@ inline Arguments parse_arguments(std::span<const char* const> given) {
       args.windows = parse_count(option, value(), std::int64_t{1} << 40);
     else if (option == "--threads")
       args.threads = static_cast<int>(parse_count(option, value(), 4096));
+    else if (option == "--device")
+      args.device = parse_device(value());
     else if (option == "--json")
       args.json = value();
     else if (option == "--force-inexact")

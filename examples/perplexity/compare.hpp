@@ -13,6 +13,7 @@
 #include "bda/core/parallel.hpp"
 #include "bda/preparation/prepare.hpp"
 #include "compare_models.hpp"
+#include "cuda_model.hpp"
 #include "evaluation_set.hpp"
 #include "language_model.hpp"
 #include "model_size.hpp"
@@ -32,11 +33,9 @@ class Stopwatch {
 
 /// The loss of every predicted token, [windows, length - 1]. Each batch of windows is computed by
 /// one thread; which windows share a batch does not depend on `threads`, so neither do the results.
-template <class T>
-std::vector<double> token_losses(const LanguageModel<T>& model,
-                                 const bda::Matrix<std::int64_t>& tokens, int threads,
-                                 const std::string& label) {
-  constexpr std::int64_t kBatch = 2;  // windows
+template <std::int64_t kBatch, class Model>
+std::vector<double> token_losses(const Model& model, const bda::Matrix<std::int64_t>& tokens,
+                                 int threads, const std::string& label) {
   const std::int64_t windows = tokens.rows, length = tokens.cols;
   std::vector<double> losses(static_cast<std::size_t>(windows * (length - 1)));
   ProgressBar progress(label, (windows + kBatch - 1) / kBatch);
@@ -50,6 +49,29 @@ std::vector<double> token_losses(const LanguageModel<T>& model,
     progress.advance();
   });
   return losses;
+}
+
+/// The same of the checkpoint with `attention` in place of its own, where the command line says.
+template <class T>
+std::vector<double> token_losses(const Arguments& args,
+                                 const checkpoint::TransformerWeights<T>& weights,
+                                 std::vector<bda::AttentionWeights<T>> attention,
+                                 const bda::Matrix<std::int64_t>& tokens,
+                                 const std::string& label) {
+  if (args.device == Device::kCuda) {
+    if constexpr (sizeof(T) == 2) {
+#ifdef PERPLEXITY_CUDA
+      return token_losses<8>(CudaLanguageModel<T>(weights, std::move(attention)), tokens, 1, label);
+#else
+      throw bda::Error("--device", "cpu, as this program was built without CUDA", "cuda");
+#endif
+    } else {
+      throw bda::Error("--dtype with --device cuda", "fp16 or bf16",
+                       std::string(name_of(bda::StorageTraits<T>::dtype)));
+    }
+  }
+  return token_losses<2>(LanguageModel<T>(weights, std::move(attention)), tokens, args.threads,
+                         label);
 }
 
 inline double perplexity_of(const std::vector<double>& losses) {
@@ -141,6 +163,7 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   result.model_type = weights.model_type;
   result.dtype = bda::StorageTraits<T>::dtype;
   result.rounding = name_of(args.rounding);
+  result.device = name_of(args.device);
   result.sides = name_of(options.sides);
   result.exact = (exact.qk || !options.sides.qk) && (exact.vo || !options.sides.vo);
   result.windows = set.tokens.rows;
@@ -162,8 +185,7 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
 
   const Stopwatch original_time;
   const std::vector<double> original =
-      token_losses(LanguageModel<T>(weights, original_attention(weights)), set.tokens, args.threads,
-                   "original  ");
+      token_losses(args, weights, original_attention(weights), set.tokens, "original  ");
   result.seconds_original = original_time.seconds();
   result.perplexity_original = perplexity_of(original);
   if (!set.reference_losses.empty()) {
@@ -172,8 +194,8 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   }
 
   const Stopwatch bd_time;
-  result.perplexity_bd = perplexity_of(token_losses(
-      LanguageModel<T>(weights, std::move(decomposed)), set.tokens, args.threads, "decomposed"));
+  result.perplexity_bd = perplexity_of(
+      token_losses(args, weights, std::move(decomposed), set.tokens, "decomposed"));
   result.seconds_bd = bd_time.seconds();
   return result;
 }

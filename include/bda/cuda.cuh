@@ -5,4 +5,5 @@
 #include "bda/cuda/absorbed/absorbed.cuh"
 #include "bda/cuda/attend/attend.cuh"
 #include "bda/cuda/attention_ready/attention_ready.cuh"
+#include "bda/cuda/layer/layer.cuh"
 #include "bda/cuda/projection/projection.cuh"

@@ -13,6 +13,7 @@
 #include "bda/cuda/attention_ready/attention_ready.hpp"
 #include "bda/cuda/attention_ready/config.hpp"
 #include "bda/cuda/kv_layout/layout.hpp"
+#include "bda/cuda/layer/layer.hpp"
 #include "bda/cuda/projection/arguments.hpp"
 #include "bda/cuda/projection/config.hpp"
 #include "bda/cuda/projection/packing.hpp"

@@ -16,6 +16,7 @@ set(allowed_attention model core)
 set(allowed_cpu attention model linalg core Eigen)
 # Device code: neither linalg nor Eigen, whatever else is added here.
 set(allowed_cuda attention model core toolkit)
+set(allowed_cuda_backend cuda attention model core toolkit)
 
 cmake_path(ABSOLUTE_PATH INCLUDE_DIR)
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE_DIR}/bda" "${INCLUDE_DIR}/bda/*.hpp"
@@ -43,7 +44,7 @@ foreach(header IN LISTS headers)
       continue()
     elseif(path MATCHES "^(bda/[a-z_]+\\.hpp)$")
       set(to ${CMAKE_MATCH_1})
-    elseif(path MATCHES "^cuda[a-z0-9_]*\\.h$")  # <cuda_fp16.h>
+    elseif(path MATCHES "^cu(da|blas)[A-Za-z0-9_]*\\.h$")  # <cuda_fp16.h>
       set(to toolkit)
     elseif(path MATCHES "^[a-z_/]+\\.h$")  # <sys/mman.h>
       set(to posix)
@@ -59,7 +60,7 @@ foreach(header IN LISTS headers)
 endforeach()
 
 # Including the umbrellas includes every header.
-set(reached bda.hpp checkpoint.hpp cuda.hpp cuda.cuh)
+set(reached bda.hpp checkpoint.hpp cuda.hpp cuda.cuh cuda_backend.hpp)
 set(next ${reached})
 while(next)
   list(POP_FRONT next header)

@@ -30,6 +30,7 @@ class BDAttention {
   using Compute = typename Backend::Compute;
   using Options = typename Backend::Options;
   using Cache = typename Backend::Cache;
+  using Stream = typename Backend::Stream;  // where the work is queued; on the CPU nothing
   using Arguments = AttentionArguments<Compute>;
 
   /// Throws `Error` where the weights do not fit their config (see `validate`).
@@ -56,17 +57,18 @@ class BDAttention {
   }
 
   /// A whole sequence at once.
-  [[nodiscard]] Status run(const Arguments& args, std::span<std::byte> workspace) const {
+  [[nodiscard]] Status run(const Arguments& args, std::span<std::byte> workspace,
+                           Stream stream = {}) const {
     if (Status s = check_arguments(weights(), args, 0); !s) return s;
-    return backend_.run(args, workspace);
+    return backend_.run(args, workspace, stream);
   }
 
   /// Appends the new tokens to the cache, then attends over all it holds. On an error the cache is
   /// as it was.
-  [[nodiscard]] Status run(const Arguments& args, Cache& cache,
-                           std::span<std::byte> workspace) const {
+  [[nodiscard]] Status run(const Arguments& args, Cache& cache, std::span<std::byte> workspace,
+                           Stream stream = {}) const {
     if (Status s = check(args, cache); !s) return s;
-    return backend_.run(args, cache, workspace);
+    return backend_.run(args, cache, workspace, stream);
   }
 
  private:

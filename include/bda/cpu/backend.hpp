@@ -41,6 +41,7 @@ class CpuBackend {
   using Weights = AttentionWeights<S>;
   using Compute = compute_t<S>;
   using Options = CpuOptions;
+  struct Stream {};  // the caller's thread
   using Cache = KvCache<CacheScalar>;
   using Arguments = AttentionArguments<Compute>;
 
@@ -98,10 +99,10 @@ class CpuBackend {
   }
 
   /// `args` and `cache` have passed their checks; what is left to check is the workspace.
-  Status run(const Arguments& args, std::span<std::byte> workspace) const {
+  Status run(const Arguments& args, std::span<std::byte> workspace, Stream) const {
     return run(args, static_cast<Cache*>(nullptr), workspace);
   }
-  Status run(const Arguments& args, Cache& cache, std::span<std::byte> workspace) const {
+  Status run(const Arguments& args, Cache& cache, std::span<std::byte> workspace, Stream) const {
     return run(args, &cache, workspace);
   }
 

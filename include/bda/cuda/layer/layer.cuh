@@ -1,0 +1,155 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "bda/cuda/layer/layer.hpp"
+#include "bda/cuda/projection/projection.cuh"
+
+/// The bodies of layer.hpp.
+namespace bda::inline v0::cuda {
+namespace detail {
+
+/// A TensorView as device code can read it: std::array's operator[] is the host's.
+template <class T, int Rank>
+struct DeviceView {
+  T* data;
+  std::int64_t extents[Rank], strides[Rank];
+
+  explicit DeviceView(const TensorView<T, Rank>& view) : data(view.data) {
+    for (int i = 0; i < Rank; ++i) {
+      extents[i] = view.extent(i);
+      strides[i] = view.stride(i);
+    }
+  }
+};
+
+/// Row `row` of a view, rows counted over all dimensions but the last.
+template <class T>
+__device__ __forceinline__ T* row_of(const DeviceView<T, 4>& view, std::int64_t row) {
+  const std::int64_t heads = view.extents[2], tokens = view.extents[1];
+  return view.data + row / heads / tokens * view.strides[0] +
+         row / heads % tokens * view.strides[1] + row % heads * view.strides[2];
+}
+
+/// A warp a row.
+template <class T>
+__global__ void __launch_bounds__(256)
+    rms_norm_kernel(const DeviceView<const T, 4> x, const T* weight, float epsilon,
+                    const DeviceView<T, 4> out, std::int64_t rows) {
+  const std::int64_t row = std::int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
+  if (row >= rows) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32, width = static_cast<int>(x.extents[3]);
+  const T* const from = row_of(x, row);
+  T* const to = row_of(out, row);
+  float sum = 0;
+  for (int i = lane; i < width; i += 32) {
+    const float v = static_cast<float>(from[i]);
+    sum += v * v;
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+  const float factor = rsqrtf(sum / static_cast<float>(width) + epsilon);
+  for (int i = lane; i < width; i += 32)
+    to[i] = static_cast<T>(static_cast<float>(from[i]) * factor * static_cast<float>(weight[i]));
+}
+
+/// A thread a pair of channels of one token, for all heads: the angle is in double, and dear.
+template <class T>
+__global__ void __launch_bounds__(128)
+    rotate_kernel(const DeviceView<T, 4> x, const double* frequencies, bool interleaved,
+                  double magnitude, std::int64_t first_position, std::int64_t count) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * 128 + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t half = x.extents[3] / 2, pair = at % half, token = at / half % x.extents[1];
+  const std::int64_t batch = at / half / x.extents[1];
+  double sine = 0, cosine = 0;
+  sincos(static_cast<double>(first_position + token) * frequencies[pair], &sine, &cosine);
+  const float s = static_cast<float>(sine * magnitude), c = static_cast<float>(cosine * magnitude);
+  T* row = x.data + batch * x.strides[0] + token * x.strides[1];
+  const std::int64_t first = interleaved ? 2 * pair : pair;
+  const std::int64_t second = interleaved ? first + 1 : pair + half;
+  for (std::int64_t head = 0; head < x.extents[2]; ++head, row += x.strides[2]) {
+    const float a = static_cast<float>(row[first]), b = static_cast<float>(row[second]);
+    row[first] = static_cast<T>(a * c - b * s);
+    row[second] = static_cast<T>(a * s + b * c);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    copy_rows_kernel(const DeviceView<const T, 4> from, const DeviceView<T, 4> to,
+                     std::int64_t count) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t width = to.extents[3];
+  row_of(to, at / width)[at % width] = row_of(from, at / width)[at % width];
+}
+
+template <class T>
+__global__ void __launch_bounds__(256)
+    gather_columns_kernel(const DeviceView<const T, 2> x, const std::int32_t* columns,
+                          const DeviceView<T, 2> out, std::int64_t count) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t row = at / out.extents[1], column = at % out.extents[1];
+  out.data[row * out.strides[0] + column] = x.data[row * x.strides[0] + columns[column]];
+}
+
+/// Launches `kernel` with one thread for each of `count`, if any.
+template <class... Params>
+Status launch_over(const char* name, void (*kernel)(Params...), std::int64_t count, int threads,
+                   cudaStream_t stream, const Params&... params) {
+  if (count == 0) return {};
+  const std::int64_t blocks = ceil_div(count, threads);
+  if (blocks > 0x7fffffff) return Status::invalid(name, "blocks at most", 0x7fffffff, blocks);
+  return launch(name, kernel, {dim3(to_grid(blocks)), threads, 0}, false, stream, params...);
+}
+
+}  // namespace detail
+
+template <class T>
+Status rms_norm(const TensorView<const T, 4>& x, const T* weight, float epsilon,
+                const TensorView<T, 4>& out, cudaStream_t stream) {
+  const std::int64_t rows = x.extent(0) * x.extent(1) * x.extent(2);
+  return detail::launch_over("rms_norm launch", detail::rms_norm_kernel<T>, rows * 32, 256, stream,
+                             detail::DeviceView(x), weight, epsilon, detail::DeviceView(out), rows);
+}
+
+template <class T>
+Status rotate(const TensorView<T, 4>& x, const double* frequencies, bool interleaved,
+              double magnitude, std::int64_t first_position, cudaStream_t stream) {
+  const std::int64_t count = x.extent(0) * x.extent(1) * (x.extent(3) / 2);
+  return detail::launch_over("rotate launch", detail::rotate_kernel<T>, count, 128, stream,
+                             detail::DeviceView(x), frequencies, interleaved, magnitude,
+                             first_position, count);
+}
+
+template <class T>
+Status copy_rows(const TensorView<const T, 4>& from, const TensorView<T, 4>& to,
+                 cudaStream_t stream) {
+  return detail::launch_over("copy_rows launch", detail::copy_rows_kernel<T>, to.size(), 256,
+                             stream, detail::DeviceView(from), detail::DeviceView(to), to.size());
+}
+
+template <class T>
+Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* columns,
+                      const TensorView<T, 2>& out, cudaStream_t stream) {
+  return detail::launch_over("gather_columns launch", detail::gather_columns_kernel<T>, out.size(),
+                             256, stream, detail::DeviceView(x), columns, detail::DeviceView(out),
+                             out.size());
+}
+
+}  // namespace bda::inline v0::cuda
+
+/// Puts the entry points for element type T, and their kernels, into this translation unit.
+#define BDA_INSTANTIATE_CUDA_LAYER(T)                                                              \
+  template ::bda::Status bda::cuda::rms_norm<T>(const ::bda::TensorView<const T, 4>&, const T*,    \
+                                                float, const ::bda::TensorView<T, 4>&,             \
+                                                cudaStream_t);                                     \
+  template ::bda::Status bda::cuda::rotate<T>(const ::bda::TensorView<T, 4>&, const double*, bool, \
+                                              double, std::int64_t, cudaStream_t);                 \
+  template ::bda::Status bda::cuda::copy_rows<T>(const ::bda::TensorView<const T, 4>&,             \
+                                                 const ::bda::TensorView<T, 4>&, cudaStream_t);    \
+  template ::bda::Status bda::cuda::gather_columns<T>(                                             \
+      const ::bda::TensorView<const T, 2>&, const std::int32_t*, const ::bda::TensorView<T, 2>&,   \
+      cudaStream_t)

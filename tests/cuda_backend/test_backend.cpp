@@ -1,0 +1,422 @@
+#include <cuda_runtime_api.h>
+
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "attention/random_layer.hpp"
+#include "bda/attention/bd_attention.hpp"
+#include "bda/cpu/backend.hpp"
+#include "bda/cuda_backend.hpp"
+
+// Whole layers on the GPU against the same layers on the CPU in fp32; skipped without a GPU.
+namespace {
+
+using namespace bda::testing;
+using bda::AttentionWeights;
+using bda::BDAttention;
+using bda::CacheForm;
+using bda::CpuBackend;
+using bda::CudaBackend;
+using bda::IndexSet;
+using bda::Status;
+
+#define REQUIRE_CUDA(call) REQUIRE((call) == cudaSuccess)
+
+bool no_device() {
+  int count = 0;
+  const bool none = cudaGetDeviceCount(&count) != cudaSuccess || count == 0;
+  (void)cudaGetLastError();
+  return none;
+}
+#define SKIP_WITHOUT_DEVICE() \
+  if (no_device()) SKIP("no CUDA device")
+
+struct Kind {
+  std::string name;
+  std::int64_t heads = 4, kv_heads = 4, nope = 64, rope = 0, v = 64, kv_dim = 256;
+  bool latent = false, q_lora = false, biases = false, head_norms = false, sinks = false;
+  bool softcap = false, cross = false, interleaved = true;
+  BasisKind k_basis = BasisKind::kNone, v_basis = BasisKind::kNone;
+};
+
+const std::vector<Kind>& kinds() {
+  static const std::vector<Kind> all{
+      {.name = "multi-head, biases, scattered bases",
+       .biases = true,
+       .k_basis = BasisKind::kScattered,
+       .v_basis = BasisKind::kScattered},
+      {.name = "multi-head, plain, sinks", .biases = true, .sinks = true},
+      {.name = "grouped, rotated keys, values decomposed",
+       .heads = 8,
+       .kv_heads = 2,
+       .nope = 0,
+       .rope = 32,
+       .v = 32,
+       .interleaved = false,
+       .v_basis = BasisKind::kSlice},
+      {.name = "latent, both bases slices",
+       .rope = 32,
+       .latent = true,
+       .k_basis = BasisKind::kSlice,
+       .v_basis = BasisKind::kSlice},
+      {.name = "latent of DeepSeek's widths, query compressed",
+       .heads = 2,
+       .kv_heads = 2,
+       .nope = 128,
+       .rope = 64,
+       .v = 128,
+       .kv_dim = 512,
+       .latent = true,
+       .q_lora = true,
+       .k_basis = BasisKind::kSlice,
+       .v_basis = BasisKind::kSlice},
+      {.name = "head norms before the rotation, softcap",
+       .heads = 4,
+       .kv_heads = 2,
+       .nope = 32,
+       .rope = 32,
+       .head_norms = true,
+       .softcap = true,
+       .v_basis = BasisKind::kScattered},
+      {.name = "cross-attention",
+       .cross = true,
+       .k_basis = BasisKind::kScattered,
+       .v_basis = BasisKind::kSlice},
+  };
+  return all;
+}
+
+template <class T>
+AttentionWeights<T> make_layer(Random& random, const Kind& kind) {
+  AttentionWeights<T> w;
+  bda::AttentionConfig& c = w.config;
+  const std::int64_t hidden = 192;
+  c.heads = kind.heads;
+  c.kv_heads = kind.kv_heads;
+  c.qk_dim = kind.nope;
+  c.rope_dim = kind.rope;
+  c.v_dim = kind.v;
+  c.kv_dim = kind.kv_dim;
+  c.query_dim = kind.q_lora ? 96 : kind.latent || kind.cross ? hidden : kind.kv_dim;
+  c.out_dim = 120;
+  c.shared_rope_key = kind.latent;
+  c.rope.style = kind.interleaved ? bda::RopeStyle::kInterleaved : bda::RopeStyle::kHalfSplit;
+  if (kind.rope > 0) c.rope.frequencies = bda::rope_frequencies(kind.rope, 10000.0);
+  c.rope.magnitude = 1.125;
+  c.scale = 1 / std::sqrt(static_cast<double>(c.head_dim()));
+  if (kind.softcap) c.logit_softcap = 2;
+  w.q = random.matrix<T>(c.query_dim, c.heads * c.head_dim());
+  w.o = random.matrix<T>(c.heads * c.v_dim, c.out_dim);
+  if (kind.biases) {
+    w.q_bias = random.vector<T>(c.heads * c.head_dim(), 0, 0.5);
+    w.o_bias = random.vector<T>(c.out_dim, 0, 0.5);
+  }
+  const auto projection = [&](BasisKind basis, std::int64_t in, std::int64_t heads,
+                              std::int64_t width) {
+    bda::KvProjection<T> p;
+    if (width == 0) return p;
+    if (basis == BasisKind::kSlice) p.basis = IndexSet::slice(in, 64, width);
+    if (basis == BasisKind::kScattered) p.basis = random_basis(random, basis, in, width);
+    p.weight = random.matrix<T>(p.basis ? in - width : in, heads * width);
+    if (kind.biases) p.bias = random.vector<T>(heads * width, 0, 0.5);
+    return p;
+  };
+  w.k = projection(kind.k_basis, c.kv_dim, c.kv_heads, c.qk_dim);
+  w.v = projection(kind.v_basis, c.kv_dim, c.kv_heads, c.v_dim);
+  w.k_rope =
+      projection(BasisKind::kNone, kind.latent ? hidden : c.kv_dim, c.rope_key_heads(), c.rope_dim);
+  if (kind.head_norms) {
+    w.q_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
+    w.k_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
+  }
+  if (kind.sinks) w.sinks = random.vector<double>(c.heads);
+  if (kind.latent) {
+    w.latent.emplace();
+    w.latent->kv_a = random.matrix<T>(hidden, c.kv_dim);
+    w.latent->kv_norm = random.vector<T>(c.kv_dim, 1, 0.2);
+    if (kind.q_lora) {
+      w.latent->q_a = random.matrix<T>(hidden, c.query_dim);
+      w.latent->q_norm = random.vector<T>(c.query_dim, 1, 0.2);
+    }
+  }
+  return w;
+}
+
+/// The same layer in fp32; with `noise`, every weight off by up to so much of itself.
+template <class T>
+AttentionWeights<float> widened(const AttentionWeights<T>& w, double noise, Random& random) {
+  std::uniform_real_distribution<double> between(-noise, noise);
+  const auto vector = [&](const std::vector<T>& values) {
+    std::vector<float> out;
+    for (const T& v : values)
+      out.push_back(static_cast<float>(static_cast<double>(static_cast<float>(v)) *
+                                       (1 + between(random.engine()))));
+    return out;
+  };
+  const auto matrix = [&](const bda::Matrix<T>& m) {
+    bda::Matrix<float> out(m.rows, m.cols);
+    out.values = vector(m.values);
+    return out;
+  };
+  const auto projection = [&](const bda::KvProjection<T>& p) {
+    return bda::KvProjection<float>{matrix(p.weight), vector(p.bias), p.basis};
+  };
+  AttentionWeights<float> out;
+  out.config = w.config;
+  out.q = matrix(w.q);
+  out.q_bias = vector(w.q_bias);
+  out.k = projection(w.k);
+  out.k_rope = projection(w.k_rope);
+  out.v = projection(w.v);
+  out.o = matrix(w.o);
+  out.o_bias = vector(w.o_bias);
+  out.q_head_norm = vector(w.q_head_norm);
+  out.k_head_norm = vector(w.k_head_norm);
+  out.head_norm_epsilon = w.head_norm_epsilon;
+  out.sinks = w.sinks;
+  if (w.latent)
+    out.latent = bda::LatentProjection<float>{matrix(w.latent->kv_a), vector(w.latent->kv_norm),
+                                              matrix(w.latent->q_a), vector(w.latent->q_norm),
+                                              w.latent->norm_epsilon};
+  return out;
+}
+
+std::vector<float> run_on_cpu(const AttentionWeights<float>& weights, const std::vector<float>& x,
+                              const std::vector<float>& context, std::int64_t batch,
+                              std::int64_t tokens, std::int64_t keys, bool causal) {
+  const BDAttention<CpuBackend<float>> layer(weights);
+  std::vector<float> out(static_cast<std::size_t>(batch * tokens * weights.config.out_dim));
+  bda::AttentionArguments<float> args;
+  args.x = {x.data(), {batch, tokens, weights.hidden_dim()}};
+  if (!context.empty()) args.context = {context.data(), {batch, keys, weights.context_dim()}};
+  args.out = {out.data(), {batch, tokens, weights.config.out_dim}};
+  args.mask.causal = causal;
+  std::vector<std::byte> workspace(layer.workspace_size(args));
+  REQUIRE(layer.run(args, workspace).ok());
+  return out;
+}
+
+/// Root mean square of a - b over that of b, the worst of all rows.
+double distance(const std::vector<float>& a, const std::vector<float>& b, std::int64_t width) {
+  double worst = 0, total = 0;
+  for (float v : b) total += static_cast<double>(v) * v;
+  const double typical = total / static_cast<double>(b.size()) * static_cast<double>(width);
+  for (std::size_t row = 0; row < a.size(); row += static_cast<std::size_t>(width)) {
+    double off = 0;
+    for (std::size_t i = row; i < row + static_cast<std::size_t>(width); ++i)
+      off += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    if (!(off <= 1e300)) return 1e300;  // NaN
+    worst = std::max(worst, std::sqrt(off / typical));
+  }
+  return worst;
+}
+
+template <class S>
+struct Gpu {
+  /// Device memory, NaN where nothing is given.
+  struct Memory {
+    explicit Memory(std::size_t bytes) : size(bytes) {
+      REQUIRE_CUDA(cudaMalloc(&data, bytes + 1));
+      REQUIRE_CUDA(cudaMemset(data, 0xff, bytes));
+    }
+    explicit Memory(const std::vector<S>& values) : Memory(values.size() * sizeof(S)) {
+      REQUIRE_CUDA(cudaMemcpy(data, values.data(), size, cudaMemcpyHostToDevice));
+    }
+    ~Memory() { cudaFree(data); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    [[nodiscard]] std::vector<float> values() const {
+      std::vector<S> copy(size / sizeof(S));
+      REQUIRE_CUDA(cudaMemcpy(copy.data(), data, size, cudaMemcpyDeviceToHost));
+      return {copy.begin(), copy.end()};
+    }
+    void* data = nullptr;
+    std::size_t size;
+  };
+};
+
+template <class S>
+std::vector<S> random_values(Random& random, std::int64_t count) {
+  return random.vector<S>(count);
+}
+template <class S>
+std::vector<float> wide(const std::vector<S>& values, double noise, Random& random) {
+  std::uniform_real_distribution<double> between(-noise, noise);
+  std::vector<float> out;
+  for (const S& v : values)
+    out.push_back(static_cast<float>(static_cast<double>(static_cast<float>(v)) *
+                                     (1 + between(random.engine()))));
+  return out;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("layers on the GPU agree with the CPU's", "[gpu][cuda_backend]", Eigen::half,
+                   Eigen::bfloat16) {
+  SKIP_WITHOUT_DEVICE();
+  using S = TestType;
+  using Memory = typename Gpu<S>::Memory;
+  using Layer = BDAttention<CudaBackend<S>>;
+  using T = typename CudaBackend<S>::Compute;
+  Random random(7);
+  const double unit = bda::StorageTraits<S>::unit_roundoff;
+  for (const Kind& kind : kinds()) {
+    INFO(kind.name);
+    const AttentionWeights<S> weights = make_layer<S>(random, kind);
+    const std::int64_t batch = 2, tokens = 41, keys = kind.cross ? 23 : tokens;
+    const std::vector<S> x = random_values<S>(random, batch * tokens * weights.hidden_dim());
+    const std::vector<S> context =
+        kind.cross ? random_values<S>(random, batch * keys * weights.context_dim())
+                   : std::vector<S>();
+    const bool causal = !kind.cross;
+    const std::vector<float> exact =
+        run_on_cpu(widened(weights, 0, random), wide(x, 0, random), wide(context, 0, random), batch,
+                   tokens, keys, causal);
+    // How far the result moves when every weight and every input is off by a rounding. The GPU
+    // rounds six times on the way to its result (queries, keys and values, weights of the softmax,
+    // their sum, out; the latent), each time as much as that.
+    const std::vector<float> disturbed =
+        run_on_cpu(widened(weights, unit, random), wide(x, unit, random),
+                   wide(context, unit, random), batch, tokens, keys, causal);
+    const double bound = 6 * distance(disturbed, exact, weights.config.out_dim) + 2 * unit;
+    REQUIRE(bound < 0.5);
+
+    const Layer layer(weights);
+    const Memory device_x(x), device_context(context);
+    Memory out(exact.size() * sizeof(S));
+    typename Layer::Arguments args;
+    args.x = {static_cast<const T*>(device_x.data), {batch, tokens, weights.hidden_dim()}};
+    if (kind.cross)
+      args.context = {static_cast<const T*>(device_context.data),
+                      {batch, keys, weights.context_dim()}};
+    args.out = {static_cast<T*>(out.data), {batch, tokens, weights.config.out_dim}};
+    args.mask.causal = causal;
+    const Memory workspace(layer.workspace_size(args));
+    const std::span<std::byte> space(static_cast<std::byte*>(workspace.data), workspace.size);
+    const Status status = layer.run(args, space);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    REQUIRE_CUDA(cudaDeviceSynchronize());
+    const double error = distance(out.values(), exact, weights.config.out_dim);
+    INFO("error " << error << ", bound " << bound);
+    CHECK(error <= bound);
+    if (kind.cross) continue;
+
+    // In parts over a cache: a first part, then token by token.
+    auto cache = layer.make_cache(batch, tokens + 3);
+    Memory part_out(exact.size() * sizeof(S));
+    for (std::int64_t first = 0, count = 36; first < tokens; first += count, count = 1) {
+      typename Layer::Arguments part;
+      Memory part_x(static_cast<std::size_t>(batch * count * weights.hidden_dim()) * sizeof(S));
+      Memory part_result(static_cast<std::size_t>(batch * count * weights.config.out_dim) *
+                         sizeof(S));
+      const auto copy = [&](void* to, std::size_t to_pitch, const void* from,
+                            std::size_t from_pitch, std::size_t bytes) {
+        REQUIRE_CUDA(cudaMemcpy2D(to, to_pitch, from, from_pitch, bytes,
+                                  static_cast<std::size_t>(batch), cudaMemcpyDeviceToDevice));
+      };
+      const auto row = [&](std::int64_t n, std::int64_t width) {
+        return static_cast<std::size_t>(n * width) * sizeof(S);
+      };
+      copy(part_x.data, row(count, weights.hidden_dim()),
+           static_cast<const std::byte*>(device_x.data) + row(first, weights.hidden_dim()),
+           row(tokens, weights.hidden_dim()), row(count, weights.hidden_dim()));
+      part.x = {static_cast<const T*>(part_x.data), {batch, count, weights.hidden_dim()}};
+      part.out = {static_cast<T*>(part_result.data), {batch, count, weights.config.out_dim}};
+      const Memory part_workspace(layer.workspace_size(part, cache));
+      const Status s =
+          layer.run(part, cache,
+                    std::span(static_cast<std::byte*>(part_workspace.data), part_workspace.size));
+      INFO(s.message());
+      REQUIRE(s.ok());
+      REQUIRE_CUDA(cudaDeviceSynchronize());
+      copy(static_cast<std::byte*>(part_out.data) + row(first, weights.config.out_dim),
+           row(tokens, weights.config.out_dim), part_result.data,
+           row(count, weights.config.out_dim), row(count, weights.config.out_dim));
+    }
+    REQUIRE(cache.length() == tokens);
+    const double cached_error = distance(part_out.values(), exact, weights.config.out_dim);
+    INFO("error with a cache " << cached_error);
+    CHECK(cached_error <= bound);
+  }
+}
+
+TEST_CASE("a layer in a graph, two layers on two streams, and what is refused",
+          "[gpu][cuda_backend]") {
+  SKIP_WITHOUT_DEVICE();
+  using S = Eigen::half;
+  using Memory = typename Gpu<S>::Memory;
+  using Layer = BDAttention<CudaBackend<S>>;
+  using T = typename CudaBackend<S>::Compute;
+  Random random(11);
+  const AttentionWeights<S> weights = make_layer<S>(random, kinds()[3]);
+  const Layer layer(weights), other(weights);
+  const std::int64_t batch = 1, tokens = 150, width = weights.config.out_dim;
+  const Memory x(random_values<S>(random, tokens * weights.hidden_dim()));
+  Memory out(static_cast<std::size_t>(tokens * width) * sizeof(S)), other_out(out.size);
+  typename Layer::Arguments args;
+  args.x = {static_cast<const T*>(x.data), {batch, tokens, weights.hidden_dim()}};
+  args.out = {static_cast<T*>(out.data), {batch, tokens, width}};
+  typename Layer::Arguments other_args = args;
+  other_args.out.data = static_cast<T*>(other_out.data);
+  const Memory workspace(layer.workspace_size(args)), other_workspace(workspace.size);
+  const std::span<std::byte> space(static_cast<std::byte*>(workspace.data), workspace.size);
+  const std::span<std::byte> other_space(static_cast<std::byte*>(other_workspace.data),
+                                         other_workspace.size);
+  cudaStream_t streams[2];
+  for (cudaStream_t& s : streams)
+    REQUIRE_CUDA(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+  REQUIRE(layer.run(args, space, streams[0]).ok());
+  REQUIRE_CUDA(cudaStreamSynchronize(streams[0]));
+  const std::vector<float> first = out.values();
+  for (int i = 0; i < 20; ++i) {
+    REQUIRE(layer.run(args, space, streams[0]).ok());
+    REQUIRE(other.run(other_args, other_space, streams[1]).ok());
+  }
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  CHECK(out.values() == first);
+  CHECK(other_out.values() == first);
+
+  REQUIRE_CUDA(cudaMemset(out.data, 0xff, out.size));
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  REQUIRE_CUDA(cudaStreamBeginCapture(streams[0], cudaStreamCaptureModeThreadLocal));
+  REQUIRE(layer.run(args, space, streams[0]).ok());
+  REQUIRE_CUDA(cudaStreamEndCapture(streams[0], &graph));
+  REQUIRE_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  REQUIRE_CUDA(cudaGraphLaunch(exec, streams[0]));
+  REQUIRE_CUDA(cudaStreamSynchronize(streams[0]));
+  CHECK(out.values() == first);
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  for (cudaStream_t s : streams) cudaStreamDestroy(s);
+
+  const auto refused = [&](const char* name, const auto& spoil) {
+    typename Layer::Arguments spoiled = args;
+    spoil(spoiled);
+    const Status status = layer.run(spoiled, space);
+    INFO(status.message());
+    CHECK(status.message().find(name) != std::string::npos);
+  };
+  const std::int64_t lengths[1] = {3};
+  refused("mask.key_lengths", [&](auto& a) { a.mask.key_lengths = lengths; });
+  refused("latent_products", [](auto& a) { a.latent_products = bda::LatentProducts::kAbsorbed; });
+  refused("x.stride(1)", [](auto& a) { a.x.strides[1] += 4; });
+  refused("x.data", [](auto& a) { a.x.data += 1; });
+  refused("out.extent(2)", [](auto& a) { a.out.extents[2] -= 8; });
+  const Status small = layer.run(args, space.first(space.size() - 1));
+  CHECK(small.code() == Status::Code::kWorkspaceTooSmall);
+  CHECK_THROWS_AS(layer.make_cache(1, 10, CacheForm::kLatent), bda::Error);
+  auto cache = layer.make_cache(1, 100);
+  CHECK(layer.run(args, cache, space).message().find("cache.capacity") != std::string::npos);
+  auto foreign = other.make_cache(1, 200);
+  CHECK_FALSE(layer.run(args, foreign, space).ok());
+}
