@@ -180,6 +180,20 @@ struct BlasProduct {
                                 : 0,
                kBlasType<Out>);
     if (!s.add) c = d;
+    if (kBlasType<T> == CUDA_R_8F_E4M3) {
+      static float* const one = [] {  // the scales, on the device
+        const float value = 1;
+        float* data = nullptr;
+        CHECK_CUDA(cudaMalloc(reinterpret_cast<void**>(&data), sizeof value));
+        CHECK_CUDA(cudaMemcpy(data, &value, sizeof value, cudaMemcpyHostToDevice));
+        return data;
+      }();
+      for (const auto scale :
+           {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
+            CUBLASLT_MATMUL_DESC_D_SCALE_POINTER})
+        if (scale != CUBLASLT_MATMUL_DESC_D_SCALE_POINTER || kBlasType<Out> == CUDA_R_8F_E4M3)
+          CHECK_CUDA(cublasLtMatmulDescSetAttribute(operation, scale, &one, sizeof one));
+    }
     if (kBlasType<T> == CUDA_R_8F_E4M3)  // an fp8 product's addend is of 16 bits, here unused
       c = layout(s.columns, s.tokens, s.out_stride, 0, CUDA_R_16BF);
     cublasLtMatmulPreference_t preference = nullptr;
@@ -204,9 +218,12 @@ struct BlasProduct {
   bool launch(std::size_t which, const T* weight, const T* x, const T* addend, Out* out) const {
     const float one = 1, beta = shape.add ? 1 : 0;
     const void* const c_data = shape.add ? static_cast<const void*>(addend) : out;
-    return cublasLtMatmul(context.blas, operation, &one, weight, a, x, b, &beta, c_data, c, out, d,
-                          &heuristics[which].value.algo, context.workspace, kWorkspaceBytes,
-                          context.stream) == CUBLAS_STATUS_SUCCESS;
+    const cublasStatus_t status = cublasLtMatmul(
+        context.blas, operation, &one, weight, a, x, b, &beta, c_data, c, out, d,
+        &heuristics[which].value.algo, context.workspace, kWorkspaceBytes, context.stream);
+    if (status != CUBLAS_STATUS_SUCCESS && which == 0)
+      std::fprintf(stderr, "cublasLtMatmul returned %d\n", static_cast<int>(status));
+    return status == CUBLAS_STATUS_SUCCESS;
   }
   Shape shape;
   cublasLtMatmulDesc_t operation = nullptr;
@@ -229,10 +246,7 @@ std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T, Out>
   for (const auto& shape : shapes) {
     const auto product = std::make_shared<BlasProduct<T, Out>>(shape);
     for (std::size_t i = 0; i < product->heuristics.size(); ++i) {
-      if (!product->launch(i, weight(0), x, addend, out)) {
-        if (i == 0) std::fprintf(stderr, "cublasLt refuses to launch its first heuristic\n");
-        continue;
-      }
+      if (!product->launch(i, weight(0), x, addend, out)) continue;
       const Launch launch = [=](int j) { product->launch(i, weight(j), x, addend, out); };
       if (graphs) {
         const Graph graph(launch, false);

@@ -255,6 +255,12 @@ __device__ __forceinline__ void store_word(std::uint32_t shared, std::uint32_t v
 
 /// 16 bytes to global memory that nobody in this kernel reads again.
 __device__ __forceinline__ void store_16_streaming(void* global, uint4 v) {
+#ifdef ST_PLAIN
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+  return;
+#endif
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
                "r"(v.z), "r"(v.w)
                : "memory");
