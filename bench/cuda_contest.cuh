@@ -217,7 +217,8 @@ struct BlasProduct {
   }
   bool launch(std::size_t which, const T* weight, const T* x, const T* addend, Out* out) const {
     const float one = 1, beta = shape.add ? 1 : 0;
-    const void* const c_data = shape.add ? static_cast<const void*>(addend) : out;
+    const void* c_data = shape.add ? static_cast<const void*>(addend) : out;
+    if (kBlasType<T> == CUDA_R_8F_E4M3) c_data = nullptr;
     const cublasStatus_t status = cublasLtMatmul(
         context.blas, operation, &one, weight, a, x, b, &beta, c_data, c, out, d,
         &heuristics[which].value.algo, context.workspace, kWorkspaceBytes, context.stream);

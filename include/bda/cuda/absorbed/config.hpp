@@ -109,14 +109,14 @@ constexpr int kMostAbsorbedBlocks = 3;  // one warpgroup each
                         1, "bound by streaming C, all of it in flight at once"};
   if (Status fits = validate(config, shape, device); !fits.ok())
     return {AbsorbedKernel::kSimt, 8, 1, fits.argument()};  // why: what does not fit
-  // A query's blocks share x: with many tokens it pays to load it once for three of them, where
-  // enough CTAs remain.
+  // A head's blocks share x: with many tokens it pays to fetch it once, where enough CTAs remain.
   AbsorbedConfig wider = config;
-  wider.tile_blocks = detail::kMostAbsorbedBlocks;
+  wider.tile_blocks = shape.product == AbsorbedProduct::kQuery ? 3 : 2;
   const std::int64_t ctas = shape.heads * detail::ceil_div(shape.tokens, config.tile_tokens) *
-                            detail::absorbed_blocks(shape);
-  if (shape.product == AbsorbedProduct::kQuery && config.tile_tokens > 16 &&
-      ctas > 4 * device.multiprocessors && validate(wider, shape, device).ok())
+                            detail::absorbed_blocks(shape) / wider.tile_blocks;
+  const int least = shape.product == AbsorbedProduct::kQuery ? 32 : 64;  // tokens
+  if (config.tile_tokens >= least && 4 * ctas >= 3 * device.multiprocessors &&
+      validate(wider, shape, device).ok())
     return wider;
   return config;
 }

@@ -15,11 +15,6 @@
 /// columns (rows of the tile) x 64 channels: read as it lies it is the operand of kOutput, read
 /// transposed that of kQuery. Four warps ask for C, by the copy engine; one warpgroup per 64 output
 /// channels fetches x itself meanwhile, because rows of 128 bytes would queue behind C there.
-#ifdef ABS_EF
-#define BDA_EF , ptx::policy_evict_first()
-#else
-#define BDA_EF
-#endif
 namespace bda::inline v0::cuda {
 
 struct AbsorbedSm90Params {
@@ -74,7 +69,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
               coefficients + (k * groups + g) * kTileBytes,
               static_cast<const std::uint8_t*>(p.coefficients) +
                   (static_cast<std::int64_t>(column) * p.rest_blocks + channel) * kTileBytes,
-              kTileBytes, full + 8 * k BDA_EF);
+              kTileBytes, full + 8 * k);
         }
       }
       if (turn == 3) ptx::prefetch_tensor_map(p.out);
@@ -92,6 +87,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
     return base + group * kRowsBytes + (16 * pair + pair_row) * 128 +
            ((channel_piece ^ (lane & 7)) << 4);
   };
+  const int half = (depth + 1) / 2;
   {
     ptx::wait_for_previous_kernel();
     const int piece = static_cast<int>(threadIdx.x) % 8, row0 = static_cast<int>(threadIdx.x) / 8;
@@ -103,22 +99,17 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
                            valid ? x + (token + row) * p.token_stride + x_block * 64 : x, valid);
       }
     };
-    for (int k = 0; k < depth; ++k) fetch(rows + k * kRowsBytes, kQuery ? k : rest_block(k));
+    // In two parts: the first is multiplied while the second arrives.
     if constexpr (!kQuery)
       for (int g = 0; g < groups; ++g)
         fetch(output + g * kRowsBytes, p.basis_block + first_block + g);
+    for (int k = 0; k < half; ++k) fetch(rows + k * kRowsBytes, kQuery ? k : rest_block(k));
     ptx::async_commit();
-    ptx::async_wait<0>();
+    for (int k = half; k < depth; ++k) fetch(rows + k * kRowsBytes, kQuery ? k : rest_block(k));
+    ptx::async_commit();
+    ptx::async_wait<1>();
     ptx::fence_proxy_async();
-    __syncthreads();                                      // the barriers are made too
-    if (kQuery && blockIdx.x == 0 && threadIdx.x == 0) {  // the channels of S are the query itself
-      for (int k = 0; k < depth; ++k)
-        for (int i = 0; i < kTokens; i += 16)
-          ptx::tensor_store(p.out, rows + k * kRowsBytes + i * 128, 0, token + i, p.basis_block + k,
-                            head);
-      ptx::bulk_commit();
-    }
-    __syncwarp();
+    __syncthreads();  // the barriers are made too
   }
   float c[kTokens / 2];
   if constexpr (kQuery) {
@@ -159,7 +150,19 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
     ptx::wgmma_commit();
   };
   multiply(0);  // before the loop, so that within it only wgmma touches the accumulator
-  for (int k = 1; k < depth; ++k) multiply(k);
+  for (int k = 1; k < half; ++k) multiply(k);
+  ptx::async_wait<0>();
+  ptx::fence_proxy_async();
+  ptx::barrier_sync<4>(128 * groups);
+  if (kQuery && blockIdx.x == 0 && threadIdx.x == 0) {  // the channels of S are the query itself
+    for (int k = 0; k < depth; ++k)
+      for (int i = 0; i < kTokens; i += 16)
+        ptx::tensor_store(p.out, rows + k * kRowsBytes + i * 128, 0, token + i, p.basis_block + k,
+                          head);
+    ptx::bulk_commit();
+  }
+  __syncwarp();
+  for (int k = half; k < depth; ++k) multiply(k);
   ptx::wgmma_wait<0>();
   ptx::delivered(c);
 

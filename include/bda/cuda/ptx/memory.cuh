@@ -104,17 +104,6 @@ __device__ __forceinline__ void bulk_load(std::uint32_t shared, const void* glob
       : "memory");
 }
 
-/// The same with an L2 policy.
-__device__ __forceinline__ void bulk_load(std::uint32_t shared, const void* global,
-                                          std::uint32_t bytes, std::uint32_t barrier,
-                                          std::uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(shared),
-      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
-      : "memory");
-}
-
 /// The box at column `x`, row `y` of a 2-D tensor; outside the tensor it is filled with zeros.
 __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
                                             std::uint32_t barrier, int x, int y) {
@@ -255,12 +244,6 @@ __device__ __forceinline__ void store_word(std::uint32_t shared, std::uint32_t v
 
 /// 16 bytes to global memory that nobody in this kernel reads again.
 __device__ __forceinline__ void store_16_streaming(void* global, uint4 v) {
-#ifdef ST_PLAIN
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
-               "r"(v.z), "r"(v.w)
-               : "memory");
-  return;
-#endif
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
                "r"(v.z), "r"(v.w)
                : "memory");
