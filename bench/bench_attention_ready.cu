@@ -279,12 +279,10 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
 
   // What an engine with fp8 weights and an fp8 cache runs: all of it in fp8, the latent's rounding
   // not counted.
-  using Shape8 = typename BlasProduct<Fp8>::Shape;
   Fp8* const plain8 = reinterpret_cast<Fp8*>(plain.data);
-  const std::vector<Ranked> products8 = rank_products<Fp8>(
-      {Shape8{tokens, columns, kDim, kDim, kDim, columns, true}},
-      [&](int i) { return weights8.data + (i % weight_sets) * weight_size; }, latent8.data, nullptr,
-      plain8);
+  const auto weight8 = [&](int i) { return weights8.data + (i % weight_sets) * weight_size; };
+  const std::vector<Ranked> products8 = rank_products<Fp8, Fp8>(
+      {{tokens, columns, kDim, kDim, kDim, columns, true}}, weight8, latent8.data, nullptr, plain8);
   if (!products8.empty()) {
     const Launch product8 = products8[0].launch;
     contestants.push_back({"fp8_product", product8});
@@ -298,6 +296,18 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
                static_cast<int>(heads));
          }});
   }
+  // fp8 weights alone: keys and values stay in 16 bits.
+  const std::vector<Ranked> products8_16 = rank_products<Fp8, __nv_bfloat16>(
+      {{tokens, columns, kDim, kDim, kDim, columns, true}}, weight8, latent8.data, nullptr,
+      reinterpret_cast<__nv_bfloat16*>(plain.data));
+  if (!products8_16.empty()) {
+    const Launch product8 = products8_16[0].launch;
+    contestants.push_back({"fp8_product_to_bf16", product8});
+    contestants.push_back({"fp8_product_to_bf16_concatenation", [=](int i) {
+                             product8(i);
+                             concatenation(i);
+                           }});
+  }
 
   std::map<std::string, double> us = contest(state, contestants, product, false);
   auto& counters = state.counters;
@@ -305,6 +315,8 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
   counters["ratio_vs_two_copies_value"] = us["product_two_copies_value"] / us["ours"];
   counters["ratio_vs_concatenation"] = us["product_concatenation"] / us["ours"];
   counters["ratio_e4m3_vs_fp8_engine"] = us["fp8_product_concatenation"] / us["ours_e4m3"];
+  counters["ratio_vs_fp8_product_to_bf16_concatenation"] =
+      us["fp8_product_to_bf16_concatenation"] / us["ours"];
   counters["ratio_e4m3_vs_bf16_product"] = us["product"] / us["ours_e4m3"];
   counters["tflops"] = 2.0 * 2 * static_cast<double>(value_size * rest) / us["ours"] * 1e-6;
   counters["written_gbytes_per_second"] =

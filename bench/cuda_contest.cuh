@@ -142,7 +142,7 @@ struct Heuristic {  // a named struct: nvcc 13.0 cannot hold cublasLt's unnamed 
 
 /// out [M, N] = x [M, K] W, or with batches out[:, b, :] = addend + x W_b for b < batches: cublasLt
 /// sees the transposed problem, column-major.
-template <class T>
+template <class T, class Out = T>
 struct BlasProduct {
   struct Shape {
     std::int64_t tokens, columns, depth;  // of one batch
@@ -160,9 +160,9 @@ struct BlasProduct {
     CHECK_CUDA(
         cublasLtMatmulDescSetAttribute(operation, CUBLASLT_MATMUL_DESC_TRANSA, &op, sizeof op));
     const auto layout = [&](std::int64_t rows, std::int64_t cols, std::int64_t stride,
-                            std::int64_t batch) {
+                            std::int64_t batch, cudaDataType_t type = kBlasType<T>) {
       cublasLtMatrixLayout_t l = nullptr;
-      CHECK_CUDA(cublasLtMatrixLayoutCreate(&l, kBlasType<T>, static_cast<std::uint64_t>(rows),
+      CHECK_CUDA(cublasLtMatrixLayoutCreate(&l, type, static_cast<std::uint64_t>(rows),
                                             static_cast<std::uint64_t>(cols), stride));
       CHECK_CUDA(cublasLtMatrixLayoutSetAttribute(l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &s.batches,
                                                   sizeof s.batches));
@@ -177,12 +177,25 @@ struct BlasProduct {
     d = layout(s.columns, s.tokens, s.out_stride,
                s.out_batch >= 0 ? s.out_batch
                : s.batches > 1  ? s.columns
-                                : 0);
+                                : 0,
+               kBlasType<Out>);
     if (!s.add) c = d;
-    if (kBlasType<T> == CUDA_R_8F_E4M3) {  // an fp8 product has its addend in bf16, here unused
-      CHECK_CUDA(cublasLtMatrixLayoutCreate(&c, CUDA_R_16BF, static_cast<std::uint64_t>(s.columns),
-                                            static_cast<std::uint64_t>(s.tokens), s.out_stride));
+    if (kBlasType<T> == CUDA_R_8F_E4M3) {
+      static float* const one = [] {  // the scales, on the device
+        const float value = 1;
+        float* data = nullptr;
+        CHECK_CUDA(cudaMalloc(reinterpret_cast<void**>(&data), sizeof value));
+        CHECK_CUDA(cudaMemcpy(data, &value, sizeof value, cudaMemcpyHostToDevice));
+        return data;
+      }();
+      for (const auto scale :
+           {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
+            CUBLASLT_MATMUL_DESC_D_SCALE_POINTER})
+        if (scale != CUBLASLT_MATMUL_DESC_D_SCALE_POINTER || kBlasType<Out> == CUDA_R_8F_E4M3)
+          CHECK_CUDA(cublasLtMatmulDescSetAttribute(operation, scale, &one, sizeof one));
     }
+    if (kBlasType<T> == CUDA_R_8F_E4M3)  // an fp8 product's addend is of 16 bits, here unused
+      c = layout(s.columns, s.tokens, s.out_stride, 0, CUDA_R_16BF);
     cublasLtMatmulPreference_t preference = nullptr;
     CHECK_CUDA(cublasLtMatmulPreferenceCreate(&preference));
     CHECK_CUDA(cublasLtMatmulPreferenceSetAttribute(preference,
@@ -202,12 +215,16 @@ struct BlasProduct {
       if (results[i].state == CUBLAS_STATUS_SUCCESS) heuristics.push_back({results[i]});
     cublasLtMatmulPreferenceDestroy(preference);
   }
-  bool launch(std::size_t which, const T* weight, const T* x, const T* addend, T* out) const {
+  bool launch(std::size_t which, const T* weight, const T* x, const T* addend, Out* out) const {
     const float one = 1, beta = shape.add ? 1 : 0;
-    return cublasLtMatmul(context.blas, operation, &one, weight, a, x, b, &beta,
-                          shape.add ? addend : out, c, out, d, &heuristics[which].value.algo,
-                          context.workspace, kWorkspaceBytes,
-                          context.stream) == CUBLAS_STATUS_SUCCESS;
+    const void* c_data = shape.add ? static_cast<const void*>(addend) : out;
+    if (kBlasType<T> == CUDA_R_8F_E4M3) c_data = nullptr;
+    const cublasStatus_t status = cublasLtMatmul(
+        context.blas, operation, &one, weight, a, x, b, &beta, c_data, c, out, d,
+        &heuristics[which].value.algo, context.workspace, kWorkspaceBytes, context.stream);
+    if (status != CUBLAS_STATUS_SUCCESS && which == 0)
+      std::fprintf(stderr, "cublasLtMatmul returned %d\n", static_cast<int>(status));
+    return status == CUBLAS_STATUS_SUCCESS;
   }
   Shape shape;
   cublasLtMatmulDesc_t operation = nullptr;
@@ -222,13 +239,13 @@ struct Ranked {
 
 /// All heuristics of all `shapes`, fastest first by a short trial, in graphs where a stream would
 /// wait for the host.
-template <class T>
-std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T>::Shape>& shapes,
+template <class T, class Out = T>
+std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T, Out>::Shape>& shapes,
                                   const std::function<const T*(int)>& weight, const T* x,
-                                  const T* addend, T* out, bool graphs = false) {
+                                  const T* addend, Out* out, bool graphs = false) {
   std::vector<Ranked> ranked;
   for (const auto& shape : shapes) {
-    const auto product = std::make_shared<BlasProduct<T>>(shape);
+    const auto product = std::make_shared<BlasProduct<T, Out>>(shape);
     for (std::size_t i = 0; i < product->heuristics.size(); ++i) {
       if (!product->launch(i, weight(0), x, addend, out)) continue;
       const Launch launch = [=](int j) { product->launch(i, weight(j), x, addend, out); };

@@ -19,18 +19,6 @@ Status run_absorbed_sm90(const AbsorbedArguments<T>& a, const AbsorbedConfig& co
   AbsorbedSm90Params p{};
   {
     // A stride that nothing steps over may be anything in the view, but not for the copy engine.
-    const std::int64_t head_stride = heads > 1 ? a.x.stride(1) : 64;
-    const std::int64_t token_stride = tokens > 1 ? a.x.stride(0) : 64;
-    const cuuint64_t extents[3] = {extent(a.x.extent(2)), extent(heads), extent(tokens)};
-    const cuuint64_t strides[2] = {extent(head_stride) * sizeof(T),
-                                   extent(token_stride) * sizeof(T)};
-    const cuuint32_t box[3] = {64, 1, kTokens};
-    if (Status s =
-            encode<T, 3>(a.x.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, p.x);
-        !s.ok())
-      return s;
-  }
-  {
     const std::int64_t head_stride = heads > 1 ? a.out.stride(1) : 64;
     const std::int64_t token_stride = tokens > 1 ? a.out.stride(0) : 64;
     const cuuint64_t extents[4] = {64, extent(tokens), extent(a.out.extent(2) / 64), extent(heads)};
@@ -42,6 +30,10 @@ Status run_absorbed_sm90(const AbsorbedArguments<T>& a, const AbsorbedConfig& co
         !s.ok())
       return s;
   }
+  p.x = a.x.data;
+  p.token_stride = a.x.stride(0);
+  p.head_stride = a.x.stride(1);
+  p.tokens = static_cast<int>(tokens);
   p.coefficients = a.coefficients;
   p.bias = a.bias;
   p.width_blocks = static_cast<int>(a.packing.width / 64);

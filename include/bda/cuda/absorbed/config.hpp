@@ -56,12 +56,11 @@ constexpr std::int64_t absorbed_depth(const AbsorbedShape& s) {
   return (s.product == AbsorbedProduct::kQuery ? s.width : s.rest()) / 64;
 }
 
-/// Shared memory of the sm90 kernel: C, x, for kOutput the basis, the output, barriers.
+/// Shared memory of the sm90 kernel: C, x, the output (and before it the basis), barriers.
 constexpr std::int64_t absorbed_shared_bytes(const AbsorbedShape& s, int tile_tokens,
                                              int tile_blocks) {
   const std::int64_t depth = absorbed_depth(s), rows = std::int64_t{tile_tokens} * 128;
-  const std::int64_t tiles = s.product == AbsorbedProduct::kQuery ? 1 : 2;  // output, basis
-  return depth * (tile_blocks * 8192 + rows) + tiles * tile_blocks * rows + (depth + 1) * 8;
+  return depth * (tile_blocks * 8192 + rows) + tile_blocks * rows + depth * 8;
 }
 
 constexpr int kMostAbsorbedBlocks = 3;  // one warpgroup each
@@ -110,14 +109,15 @@ constexpr int kMostAbsorbedBlocks = 3;  // one warpgroup each
                         1, "bound by streaming C, all of it in flight at once"};
   if (Status fits = validate(config, shape, device); !fits.ok())
     return {AbsorbedKernel::kSimt, 8, 1, fits.argument()};  // why: what does not fit
-  // Two CTAs a multiprocessor; more of them only repeat x.
-  const std::int64_t tiles = shape.heads * detail::ceil_div(shape.tokens, config.tile_tokens);
-  for (int blocks = 2; blocks <= detail::kMostAbsorbedBlocks; ++blocks) {
-    AbsorbedConfig wider = config;
-    wider.tile_blocks = blocks;
-    const std::int64_t ctas = tiles * detail::absorbed_blocks(shape) / config.tile_blocks;
-    if (ctas > 2 * device.multiprocessors && validate(wider, shape, device).ok()) config = wider;
-  }
+  // A head's blocks share x: with many tokens it pays to fetch it once, where enough CTAs remain.
+  AbsorbedConfig wider = config;
+  wider.tile_blocks = shape.product == AbsorbedProduct::kQuery ? 3 : 2;
+  const std::int64_t ctas = shape.heads * detail::ceil_div(shape.tokens, config.tile_tokens) *
+                            detail::absorbed_blocks(shape) / wider.tile_blocks;
+  const int least = shape.product == AbsorbedProduct::kQuery ? 32 : 64;  // tokens
+  if (config.tile_tokens >= least && 4 * ctas >= 3 * device.multiprocessors &&
+      validate(wider, shape, device).ok())
+    return wider;
   return config;
 }
 

@@ -13,14 +13,17 @@
 ///
 /// 64 output channels are the rows of wgmma, the tokens its columns. A packed tile of C is 64
 /// columns (rows of the tile) x 64 channels: read as it lies it is the operand of kOutput, read
-/// transposed that of kQuery. One warpgroup per 64 output channels, and four warps that fetch.
+/// transposed that of kQuery. Four warps ask for C, by the copy engine; one warpgroup per 64 output
+/// channels fetches x itself meanwhile, because rows of 128 bytes would queue behind C there.
 namespace bda::inline v0::cuda {
 
 struct AbsorbedSm90Params {
-  CUtensorMap x;    // [tokens, heads, width or kv_dim], boxes of kTokens x 1 x 64
-  CUtensorMap out;  // [heads, blocks, tokens, 64], boxes of 16 tokens
-  const void* coefficients;
-  const void* bias;  // [heads, width] or null
+  CUtensorMap out;                         // [heads, blocks, tokens, 64], boxes of 16 tokens
+  const void* x;                           // [tokens, heads, width or kv_dim]
+  const void* coefficients;                // packed
+  const void* bias;                        // [heads, width] or null
+  std::int64_t token_stride, head_stride;  // of x, in elements
+  int tokens;
   int width_blocks;  // of 64
   int rest_blocks;
   int basis_block;  // where S begins
@@ -41,58 +44,37 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   const int depth = kQuery ? p.width_blocks : p.rest_blocks;
   const auto rest_block = [&](int i) { return i < p.basis_block ? i : i + p.width_blocks; };
 
-  // Shared memory: C [depth][groups], x [depth], output [groups], for kOutput basis [groups],
-  // barriers. detail::absorbed_shared_bytes counts the same.
+  // Shared memory: C [depth][groups], x [depth], output and before it basis [groups], barriers.
+  // detail::absorbed_shared_bytes counts the same.
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   const std::uint32_t coefficients = ptx::shared_address(shared_bytes);
   const std::uint32_t rows = coefficients + depth * groups * kTileBytes;
   const std::uint32_t output = rows + depth * kRowsBytes;
-  const std::uint32_t basis = output + groups * kRowsBytes;
-  const std::uint32_t full = kQuery ? basis : basis + groups * kRowsBytes;
-  const std::uint32_t basis_full = full + 8 * depth;
+  const std::uint32_t full = output + groups * kRowsBytes;
 
+  // A producer makes the barriers of its own blocks and asks for C, which does not depend on the
+  // kernel before, without waiting for anybody.
   ptx::allow_next_kernel();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i <= depth; ++i) ptx::mbarrier_init(full + 8 * i, 1);
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
-
-  if (static_cast<int>(threadIdx.x) >= 128 * groups) {
-    // ------------------------------------------------------------------ producers
-    if (threadIdx.x % 32 != 0) return;
-    const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
-    // C does not depend on the kernel before, x and out do.
-    for (int i = turn; i < depth * groups; i += 4) {
-      const int k = i / groups, g = i % groups;
-      if (g == 0) ptx::mbarrier_arrive_expect_bytes(full + 8 * k, groups * kTileBytes + kRowsBytes);
-      const int column = head * p.width_blocks + (kQuery ? k : first_block + g);
-      const int channel = kQuery ? first_block + g : k;
-      ptx::bulk_load(coefficients + i * kTileBytes,
-                     static_cast<const std::uint8_t*>(p.coefficients) +
-                         (static_cast<std::int64_t>(column) * p.rest_blocks + channel) * kTileBytes,
-                     kTileBytes, full + 8 * k);
-    }
-    ptx::wait_for_previous_kernel();
-    for (int k = turn; k < depth; k += 4)
-      ptx::tensor_load(rows + k * kRowsBytes, p.x, full + 8 * k, 64 * (kQuery ? k : rest_block(k)),
-                       head, token);
-    if (!kQuery && turn == 3) {
-      ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
-      for (int g = 0; g < groups; ++g)
-        ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
-                         64 * (p.basis_block + first_block + g), head, token);
-    }
-    if (kQuery && blockIdx.x == 0) {  // the channels of S are the query itself
+  const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
+  if (turn >= 0) {
+    if (threadIdx.x % 32 == 0) {
+      for (int k = turn; k < depth; k += 4) ptx::mbarrier_init(full + 8 * k, 1);
+      ptx::fence_mbarrier_init();
       for (int k = turn; k < depth; k += 4) {
-        ptx::mbarrier_wait(full + 8 * k, 0);
-        for (int t = 0; t < kTokens; t += 16)
-          ptx::tensor_store(p.out, rows + k * kRowsBytes + t * 128, 0, token + t, p.basis_block + k,
-                            head, ptx::policy_evict_first());
+        ptx::mbarrier_arrive_expect_bytes(full + 8 * k, groups * kTileBytes);
+        for (int g = 0; g < groups; ++g) {
+          const int column = head * p.width_blocks + (kQuery ? k : first_block + g);
+          const int channel = kQuery ? first_block + g : k;
+          ptx::bulk_load(
+              coefficients + (k * groups + g) * kTileBytes,
+              static_cast<const std::uint8_t*>(p.coefficients) +
+                  (static_cast<std::int64_t>(column) * p.rest_blocks + channel) * kTileBytes,
+              kTileBytes, full + 8 * k);
+        }
       }
-      ptx::bulk_commit();
-      ptx::bulk_wait_read<0>();
+      if (turn == 3) ptx::prefetch_tensor_map(p.out);
     }
+    __syncthreads();
     return;
   }
 
@@ -105,6 +87,30 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
     return base + group * kRowsBytes + (16 * pair + pair_row) * 128 +
            ((channel_piece ^ (lane & 7)) << 4);
   };
+  const int half = (depth + 1) / 2;
+  {
+    ptx::wait_for_previous_kernel();
+    const int piece = static_cast<int>(threadIdx.x) % 8, row0 = static_cast<int>(threadIdx.x) / 8;
+    const T* const x = static_cast<const T*>(p.x) + head * p.head_stride + piece * 8;
+    const auto fetch = [&](std::uint32_t to, int x_block) {
+      for (int row = row0; row < kTokens; row += 16 * groups) {
+        const bool valid = token + row < p.tokens;
+        ptx::async_load_16(to + row * 128 + ((piece ^ (row & 7)) << 4),
+                           valid ? x + (token + row) * p.token_stride + x_block * 64 : x, valid);
+      }
+    };
+    // In two parts: the first is multiplied while the second arrives.
+    if constexpr (!kQuery)
+      for (int g = 0; g < groups; ++g)
+        fetch(output + g * kRowsBytes, p.basis_block + first_block + g);
+    for (int k = 0; k < half; ++k) fetch(rows + k * kRowsBytes, kQuery ? k : rest_block(k));
+    ptx::async_commit();
+    for (int k = half; k < depth; ++k) fetch(rows + k * kRowsBytes, kQuery ? k : rest_block(k));
+    ptx::async_commit();
+    ptx::async_wait<1>();
+    ptx::fence_proxy_async();
+    __syncthreads();  // the barriers are made too
+  }
   float c[kTokens / 2];
   if constexpr (kQuery) {
 #pragma unroll
@@ -116,11 +122,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
       bias[0] = static_cast<float>(static_cast<const T*>(p.bias)[column]);
       bias[1] = static_cast<float>(static_cast<const T*>(p.bias)[column + 8]);
     }
-    ptx::mbarrier_wait(basis_full, 0);
 #pragma unroll
     for (int pair = 0; pair < kTokens / 16; ++pair) {
       std::uint32_t b[4];
-      ptx::load_matrices_transposed(b, fragment(basis, pair));
+      ptx::load_matrices_transposed(b, fragment(output, pair));
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float2 v = ptx::unpack_pair<T>(b[e]);
@@ -129,7 +134,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
       }
     }
   }
-  for (int k = 0; k < depth; ++k) {
+  const auto multiply = [&](int k) {
     ptx::mbarrier_wait(full + 8 * k, 0);
     ptx::wgmma_fence();
     const std::uint64_t w =
@@ -143,11 +148,25 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
         ptx::wgmma<T, kTokens>(c, w + 2 * i, x + 2 * i, 1);
     }
     ptx::wgmma_commit();
+  };
+  multiply(0);  // before the loop, so that within it only wgmma touches the accumulator
+  for (int k = 1; k < half; ++k) multiply(k);
+  ptx::async_wait<0>();
+  ptx::fence_proxy_async();
+  ptx::barrier_sync<4>(128 * groups);
+  if (kQuery && blockIdx.x == 0 && threadIdx.x == 0) {  // the channels of S are the query itself
+    for (int k = 0; k < depth; ++k)
+      for (int i = 0; i < kTokens; i += 16)
+        ptx::tensor_store(p.out, rows + k * kRowsBytes + i * 128, 0, token + i, p.basis_block + k,
+                          head);
+    ptx::bulk_commit();
   }
+  __syncwarp();
+  for (int k = half; k < depth; ++k) multiply(k);
   ptx::wgmma_wait<0>();
   ptx::delivered(c);
 
-  // ---- to shared memory as rows of tokens, and out
+  // ---- to shared memory as rows of tokens, and out. A warp writes where it read the basis.
 #pragma unroll
   for (int pair = 0; pair < kTokens / 16; ++pair) {
     const float* v = &c[8 * pair];
@@ -165,7 +184,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   if (t == 0) {
     for (int row = 0; row < kTokens; row += 16)
       ptx::tensor_store(p.out, output + group * kRowsBytes + row * 128, 0, token + row,
-                        kQuery ? rest_block(block) : block, head, ptx::policy_evict_first());
+                        kQuery ? rest_block(block) : block, head);
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
   }

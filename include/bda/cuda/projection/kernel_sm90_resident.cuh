@@ -174,25 +174,26 @@ __device__ __forceinline__ void store_e4m3(std::uint32_t tile, std::uint32_t lan
   ptx::store_word(at + 8 * 128, __byte_perm(first, second, 0x7632));
 }
 
-/// A warp's 16 rows from shared memory to where they belong, and the rope part behind them.
+/// Eight of a warp's 16 rows, from row `first` on, from shared memory to where they belong, and the
+/// rope part behind them.
 template <class T>
 __device__ __forceinline__ void store_rows(const KvDestination& to, int head,
                                            const std::int64_t* offsets, std::uint32_t tile,
-                                           std::uint32_t rope_tile, int rope_width) {
+                                           std::uint32_t rope_tile, int rope_width, int first) {
   const int lane = static_cast<int>(ptx::thread_index()) & 31;
   T* const base = static_cast<T*>(to.data) + head * to.head_stride;
 #pragma unroll 2
-  for (int row = lane >> 4; row < 16; row += 2) {
-    const int piece = lane & 15;
+  for (int i = 0; i < 8; i += 2) {
+    const int row = first + i + (lane >> 4), piece = lane & 15;
     const std::int64_t offset = offsets[row];
     const uint4 v =
         ptx::load_16(tile + (piece >> 3) * 2048 + row * 128 + (((piece & 7) ^ (row & 7)) << 4));
     if (offset >= 0) ptx::store_16_streaming(base + offset + piece * 8, v);
   }
   if ((lane & 7) * 8 >= rope_width) return;
-#pragma unroll 2
-  for (int row = lane >> 3; row < 16; row += 4) {
-    const int piece = lane & 7;
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    const int row = first + i + (lane >> 3), piece = lane & 7;
     const std::int64_t offset = offsets[row];
     const uint4 v = ptx::load_16(rope_tile + row * 128 + ((piece ^ (row & 7)) << 4));
     if (offset >= 0) ptx::store_16_streaming(base + offset + 128 + piece * 8, v);
@@ -204,30 +205,27 @@ template <class T>
 __device__ __forceinline__ void store_rows_e4m3(const KvDestination& to, int head,
                                                 const std::int64_t* offsets, std::uint32_t tile,
                                                 std::uint32_t rope_tile, int rope_width,
-                                                float scale) {
+                                                float scale, int first) {
   const int lane = static_cast<int>(ptx::thread_index()) & 31;
   std::uint8_t* const base = static_cast<std::uint8_t*>(to.data) + head * to.head_stride;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int row = 4 * i + (lane >> 3), piece = lane & 7;
+  for (int i = 0; i < 8; i += 4) {
+    const int row = first + i + (lane >> 3), piece = lane & 7;
     const std::int64_t offset = offsets[row];
     const uint4 v = ptx::load_16(tile + row * 128 + ((piece ^ (row & 7)) << 4));
     if (offset >= 0) ptx::store_16_streaming(base + offset + piece * 16, v);
   }
   if ((lane & 3) * 16 >= rope_width) return;
+  const int row = first + (lane >> 2), quarter = lane & 3;
+  const std::int64_t offset = offsets[row];
+  uint2 half[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int row = 8 * i + (lane >> 2), quarter = lane & 3;
-    const std::int64_t offset = offsets[row];
-    uint2 half[2];
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      half[e] = to_e4m3<T>(
-          ptx::load_16(rope_tile + row * 128 + (((2 * quarter + e) ^ (row & 7)) << 4)), scale);
-    if (offset >= 0)
-      ptx::store_16_streaming(base + offset + 128 + quarter * 16,
-                              make_uint4(half[0].x, half[0].y, half[1].x, half[1].y));
-  }
+  for (int e = 0; e < 2; ++e)
+    half[e] = to_e4m3<T>(
+        ptx::load_16(rope_tile + row * 128 + (((2 * quarter + e) ^ (row & 7)) << 4)), scale);
+  if (offset >= 0)
+    ptx::store_16_streaming(base + offset + 128 + quarter * 16,
+                            make_uint4(half[0].x, half[0].y, half[1].x, half[1].y));
 }
 
 }  // namespace sm90_resident
@@ -465,23 +463,30 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         }
       }
     };
-    const auto end_store = [&] {
-      const int warp = (static_cast<int>(ptx::thread_index()) - 128) >> 5;
-      const int side = side_of_unit(), to_head = head_in_side(side);
+    // Rows are stored one by one in two parts, so that neither holds up the next products for long.
+    const auto store_half = [&](int first) {
       if constexpr (kRows) {
-        __syncwarp();
-        const bool rope = side == 0 && p.rope_width > 0;
+        const int warp = (static_cast<int>(ptx::thread_index()) - 128) >> 5;
+        const int side = side_of_unit(), to_head = head_in_side(side);
+        const int rope_width = side == 0 ? p.rope_width : 0;
         const KvDestination& to = p.sides[side].rows;
         const std::int64_t* offsets = shared.rope.row_offset[side][warp];
         const std::uint32_t tile = ptx::shared_address(shared.output[warp]);
         const std::uint32_t rope_tile = ptx::shared_address(shared.rope.tile) + warp * 2048;
-        if constexpr (kOutput == ResidentOutput::kRows)
-          sm90_resident::store_rows<T>(to, to_head, offsets, tile, rope_tile,
-                                       rope ? p.rope_width : 0);
-        else
-          sm90_resident::store_rows_e4m3<T>(to, to_head, offsets, tile, rope_tile,
-                                            rope ? p.rope_width : 0, inverse_scale);
         __syncwarp();
+        if constexpr (kOutput == ResidentOutput::kRows)
+          sm90_resident::store_rows<T>(to, to_head, offsets, tile, rope_tile, rope_width, first);
+        else
+          sm90_resident::store_rows_e4m3<T>(to, to_head, offsets, tile, rope_tile, rope_width,
+                                            inverse_scale, first);
+        __syncwarp();
+      }
+    };
+    const auto end_store = [&] {
+      const int warp = (static_cast<int>(ptx::thread_index()) - 128) >> 5;
+      const int side = side_of_unit(), to_head = head_in_side(side);
+      if constexpr (kRows) {
+        store_half(8);
       } else {
         ptx::fence_proxy_async();
         __syncwarp();
@@ -532,6 +537,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         // ldmatrix, so that none can still be on its way.
         if (chunk > 0) {
           ptx::wgmma_wait<1>();
+          __syncwarp();
           release();
           release();
         }
@@ -555,7 +561,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           store_piece(done, chunk);
           start(done, chunk, following(head, 2));
         }
-        if (chunk == 4) end_store();
+        if (chunk == 4) store_half(0);
+        if (chunk == (kRows ? 5 : 4)) end_store();
         if (chunk > 0) {
           ptx::wgmma_wait<1>();
           release();
@@ -567,11 +574,14 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       release();
       ptx::delivered(done);
       // No products need this row block any more: the next one's basis may come.
-      if constexpr (!kTwoSides)
+      if constexpr (!kTwoSides) {
+        __syncwarp();
         if ((ptx::thread_index() & 31) == 0) ptx::mbarrier_arrive(row_empty);
+      }
       begin_store();
 #pragma unroll
       for (int piece = 0; piece < 4; ++piece) store_piece(done, piece);
+      store_half(0);
       end_store();
     };
 

@@ -114,16 +114,6 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensor
       : "memory");
 }
 
-/// The box at (x, y, z) of a 3-D tensor, likewise.
-__device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
-                                            std::uint32_t barrier, int x, int y, int z) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-
 /// The box at (x, y, z, w) of a 4-D tensor, likewise.
 __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
                                             std::uint32_t barrier, int x, int y, int z, int w) {
@@ -141,6 +131,16 @@ __device__ __forceinline__ void tensor_store(const CUtensorMap& map, std::uint32
       "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint "
       "[%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(&map),
       "r"(shared), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
+      : "memory");
+}
+
+/// The same without a policy.
+__device__ __forceinline__ void tensor_store(const CUtensorMap& map, std::uint32_t shared, int x,
+                                             int y, int z, int w) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(
+          &map),
+      "r"(shared), "r"(x), "r"(y), "r"(z), "r"(w)
       : "memory");
 }
 
