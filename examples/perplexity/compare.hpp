@@ -194,8 +194,8 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   }
 
   const Stopwatch bd_time;
-  result.perplexity_bd = perplexity_of(
-      token_losses(args, weights, std::move(decomposed), set.tokens, "decomposed"));
+  result.perplexity_bd =
+      perplexity_of(token_losses(args, weights, std::move(decomposed), set.tokens, "decomposed"));
   result.seconds_bd = bd_time.seconds();
   return result;
 }

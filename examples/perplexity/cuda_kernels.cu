@@ -1,11 +1,10 @@
-#include "cuda_kernels.hpp"
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <string>
 
 #include "bda/core/error.hpp"
+#include "cuda_kernels.hpp"
 
 namespace perplexity {
 namespace {
@@ -153,12 +152,12 @@ void losses(const float* logits, const std::int64_t* targets, std::int64_t rows,
   check_launch();
 }
 
-#define PERPLEXITY_INSTANTIATE(T)                                                                \
-  template void embed<T>(const T*, const T*, const std::int64_t*, std::int64_t, std::int64_t,    \
-                         std::int64_t, float*, cudaStream_t);                                    \
-  template void norm<T>(bda::checkpoint::NormKind, const float*, const T*, const T*, float,      \
-                        std::int64_t, std::int64_t, T*, cudaStream_t);                           \
-  template void add<T>(const T*, std::int64_t, float*, cudaStream_t);                            \
+#define PERPLEXITY_INSTANTIATE(T)                                                             \
+  template void embed<T>(const T*, const T*, const std::int64_t*, std::int64_t, std::int64_t, \
+                         std::int64_t, float*, cudaStream_t);                                 \
+  template void norm<T>(bda::checkpoint::NormKind, const float*, const T*, const T*, float,   \
+                        std::int64_t, std::int64_t, T*, cudaStream_t);                        \
+  template void add<T>(const T*, std::int64_t, float*, cudaStream_t);                         \
   template void activate<T>(bda::checkpoint::Activation, const T*, std::int64_t, T*, cudaStream_t);
 PERPLEXITY_INSTANTIATE(__half)
 PERPLEXITY_INSTANTIATE(__nv_bfloat16)

@@ -39,7 +39,8 @@ class CudaLanguageModel<T>::State {
       for (std::int64_t channel = 0; channel < head.cols; ++channel)
         transposed(channel, word) = head(word, channel);
     head_weight_ = Array<Element>(transposed.data(), transposed.size());
-    head_ = bda::cuda::Product<Element, float>(blas_, head_weight_.data(), nullptr, hidden_, vocab_);
+    head_ =
+        bda::cuda::Product<Element, float>(blas_, head_weight_.data(), nullptr, hidden_, vocab_);
   }
 
   void token_losses(std::span<const std::int64_t> tokens, std::int64_t length,

@@ -17,8 +17,8 @@ namespace checkpoint = bda::checkpoint;
 template <class T>
 class CudaLanguageModel {
  public:
-  /// Copies `weights`; their own attention weights are not used. Throws bda::Error where there is no
-  /// device, and for a layer with experts.
+  /// Copies `weights`; their own attention weights are not used. Throws bda::Error where there is
+  /// no device, and for a layer with experts.
   CudaLanguageModel(const checkpoint::TransformerWeights<T>& weights,
                     std::vector<bda::AttentionWeights<T>> attention);
   ~CudaLanguageModel();

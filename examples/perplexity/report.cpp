@@ -59,6 +59,7 @@ Json to_json(const Comparison& r) {
   return {{"model", r.model},
           {"evaluation", r.evaluation},
           {"dtype", bda::name_of(r.dtype)},
+          {"device", r.device},
           {"basis", r.basis},
           {"sides", r.sides},
           {"rounding", r.rounding},
@@ -79,7 +80,8 @@ Json to_json(const Comparison& r) {
 }
 
 bool same_run(const Json& a, const Json& b) {
-  for (const char* key : {"model", "evaluation", "dtype", "basis", "sides", "rounding", "windows"})
+  for (const char* key :
+       {"model", "evaluation", "dtype", "device", "basis", "sides", "rounding", "windows"})
     if (a.value(key, Json()) != b.value(key, Json())) return false;
   return true;
 }
@@ -99,7 +101,7 @@ Json read_runs(const std::filesystem::path& file) {
 
 void print(const Comparison& r, std::ostream& out) {
   out << "model        " << r.model << " (" << r.model_type << "), weights in "
-      << bda::name_of(r.dtype) << '\n'
+      << bda::name_of(r.dtype) << (r.device == "cuda" ? ", on the GPU" : "") << '\n'
       << "evaluation   " << r.evaluation << ", "
       << format("%lld windows of %lld tokens\n", static_cast<long long>(r.windows),
                 static_cast<long long>(r.tokens_per_window))
