@@ -1,11 +1,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "bda/core/parallel.hpp"
 #include "bda/decomposition/basis.hpp"
@@ -28,19 +30,26 @@ struct ResidualMin {
   template <class S>
   Basis select(std::span<const HeadFactors<S>> heads, const SelectionOptions& options) const {
     check::at_least("ResidualMin.rows", rows, 1);
-    validate(heads);
+    check_shapes(heads);
     const std::int64_t d = heads[0].channels(), r = heads[0].rank();
     const IndexSet first = IndexSet::slice(d, 0, r), last = IndexSet::slice(d, d - r, r);
     const bool is_short = size_of(options.storage) == 2;
-    Eigen::ArrayXXd residual(static_cast<Eigen::Index>(heads.size()), 2);
-    parallel_for(residual.size(), options.threads, [&](std::int64_t i) {
-      const std::int64_t h = i / 2;
-      const HeadFactors<S>& head = heads[static_cast<std::size_t>(h)];
-      const IndexSet& basis = i % 2 == 0 ? first : last;
-      residual(h, i % 2) = is_short ? sampled_residual<float>(head, basis, options.storage)
-                                    : sampled_residual<double>(head, basis, options.storage);
+    std::vector<std::array<double, 2>> residuals(heads.size());
+    parallel_for(static_cast<std::int64_t>(heads.size()), options.threads, [&](std::int64_t i) {
+      const auto h = static_cast<std::size_t>(i);
+      check_finite(heads[h], h);
+      const auto measure = [&](const IndexSet& basis) {
+        return is_short ? sampled_residual<float>(heads[h], basis, options.storage)
+                        : sampled_residual<double>(heads[h], basis, options.storage);
+      };
+      residuals[h] = {measure(first), measure(last)};
     });
-    return {residual.col(0).mean() <= residual.col(1).mean() ? first : last, {}};
+    double total_first = 0, total_last = 0;
+    for (const auto& [of_first, of_last] : residuals) {
+      total_first += of_first;
+      total_last += of_last;
+    }
+    return {total_first <= total_last ? first : last, {}};
   }
 
  private:
@@ -62,13 +71,14 @@ struct ResidualMin {
     } catch (const Error&) {
       return std::numeric_limits<double>::infinity();
     }
-    const linalg::RowMatrix<Work> rest = left * solution->rest.template cast<Work>().transpose();
+    const linalg::RowMatrix<Work> rest = linalg::multiply_transposed(
+        left, linalg::RowMatrix<Work>(solution->rest.template cast<Work>()));
     const double norm2 = static_cast<double>((rounded.basis - rounded.basis_error).squaredNorm()) +
                          static_cast<double>(rest.squaredNorm());
-    const double error2 =
-        static_cast<double>(rounded.basis_error.squaredNorm()) +
-        static_cast<double>(
-            (rounded.basis * rounded.coefficients.transpose() - rest).squaredNorm());
+    linalg::RowMatrix<Work> rest_error = -rest;
+    linalg::add_product_transposed(rest_error, rounded.basis, rounded.coefficients);
+    const double error2 = static_cast<double>(rounded.basis_error.squaredNorm()) +
+                          static_cast<double>(rest_error.squaredNorm());
     return norm2 > 0 ? std::sqrt(error2 / norm2) : 0;
   }
 };

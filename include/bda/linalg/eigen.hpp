@@ -2,6 +2,7 @@
 
 #include <Eigen/Core>
 #include <cstdint>
+#include <vector>
 
 #include "bda/core/matrix.hpp"
 #include "bda/core/tensor_view.hpp"
@@ -39,6 +40,15 @@ template <class Derived>
 bool all_finite(const Eigen::DenseBase<Derived>& values) {
   using S = typename Derived::Scalar;
   return values.size() == 0 || (values.derived().array() * S(0)).sum() == S(0);
+}
+
+/// The rows of `m` that `order` names, in its order.
+template <class S>
+RowMatrix<S> gather_rows(const RowMatrix<S>& m, const std::vector<std::int64_t>& order) {
+  RowMatrix<S> gathered(static_cast<Eigen::Index>(order.size()), m.cols());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    gathered.row(static_cast<Eigen::Index>(i)) = m.row(order[i]);
+  return gathered;
 }
 
 }  // namespace bda::inline v0::linalg

@@ -17,11 +17,7 @@ std::vector<T> convert(const std::vector<U>& values, std::string_view name) {
     return values;
   } else {
     std::vector<T> out(values.size());
-    if (values.empty()) return out;
-    const auto n = static_cast<Eigen::Index>(values.size());
-    using Wide = compute_t<U>;
-    Eigen::Map<linalg::RowMatrix<T>>(out.data(), 1, n) = detail::to_storage<T>(
-        Eigen::Map<const linalg::RowMatrix<U>>(values.data(), 1, n).template cast<Wide>(), name);
+    detail::store<T>(values.data(), static_cast<Eigen::Index>(values.size()), out.data(), name);
     return out;
   }
 }
