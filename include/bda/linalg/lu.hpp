@@ -14,7 +14,11 @@ class Lu {
   explicit Lu(const RowMatrix<S>& a) : lu_(a) {}
 
   /// An estimate of 1 / (|A| |A⁻¹|) in the 1-norm.
-  [[nodiscard]] S reciprocal_condition() const { return lu_.rcond(); }
+  [[nodiscard]] S reciprocal_condition() const {
+    // Eigen's estimate divides by the pivots, and NaN would go unnoticed.
+    if (!(lu_.matrixLU().diagonal().cwiseAbs().minCoeff() > 0)) return 0;
+    return lu_.rcond();
+  }
 
   /// B A⁻¹ for B [n, r]. Inf or NaN where A is singular.
   [[nodiscard]] RowMatrix<S> divide(RowMatrix<S> b) const {
