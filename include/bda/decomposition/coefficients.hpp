@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bda/core/index_set.hpp"
 #include "bda/decomposition/head_factors.hpp"
@@ -29,15 +31,16 @@ inline constexpr double kSuspectCondition = 1e-11;
 /// Pivots below this share of the largest count as zero.
 inline constexpr double kRankTolerance = 1e-12;
 
-/// Solves for the coefficients; nothing where the basis channels span less than the head does.
-/// `basis_rank` receives the numerical rank of R. (S is double. A template is compiled only where
-/// it is used, and solvers take seconds.)
+/// Solves for the coefficients of the channels `rest`; nothing where the basis channels span less
+/// than the head does. `basis_rank` receives the numerical rank of R. (S is double. A template is
+/// compiled only where it is used, and solvers take seconds.)
 template <class S>
 std::optional<HeadSolution> try_solve(const linalg::RowMatrix<S>& right, const IndexSet& basis,
+                                      const std::vector<std::int64_t>& rest,
                                       std::int64_t& basis_rank) {
   HeadSolution s;
   s.basis = linalg::gather_rows(right, basis.indices());
-  s.rest = linalg::gather_rows(right, basis.rest());
+  s.rest = linalg::gather_rows(right, rest);
   const linalg::Lu<S> lu(s.basis);
   basis_rank = s.rank = basis.size();
   if (lu.reciprocal_condition() >= kSuspectCondition) {
@@ -64,7 +67,8 @@ template <class S>
 HeadSolution solve_head(const linalg::RowMatrix<S>& right, const IndexSet& basis,
                         std::int64_t head_index) {
   std::int64_t basis_rank = 0;
-  if (auto solution = detail::try_solve(right, basis, basis_rank)) return *std::move(solution);
+  if (auto solution = detail::try_solve(right, basis, basis.rest(), basis_rank))
+    return *std::move(solution);
   throw Error("heads[" + std::to_string(head_index) + "].right[basis]",
               "the rank of the whole head, " +
                   std::to_string(linalg::rank_factors(right, detail::kRankTolerance).rank()) +

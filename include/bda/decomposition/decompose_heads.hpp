@@ -30,13 +30,12 @@ struct DecomposedHead {
 ///
 /// The head must be in the coordinates of `basis`: turned by its rotation where it has one.
 /// `Work` is what the products over `left` run in: float suffices for 16-bit storage.
-/// Throws for a basis of smaller rank than the head, and where a value is not finite or does not
-/// fit `storage`; each error names the head by `index`.
+/// Its values must be finite. Throws for a basis of smaller rank than the head, and where a value
+/// does not fit `storage`; each error names the head by `index`.
 template <class Work, class S>
 DecomposedHead<Work> decompose_head(const HeadFactors<S>& head, const IndexSet& basis,
                                     DType storage, Rounding rounding, std::size_t index) {
   static_assert(std::is_same_v<Work, float> || std::is_same_v<Work, double>);
-  check_finite(head, index);
   const std::string name = "heads[" + std::to_string(index) + "]";
   DecomposedHead<Work> out;
   out.solution = solve_head(head.right, basis, static_cast<std::int64_t>(index));
@@ -68,7 +67,7 @@ void check_basis(std::span<const HeadFactors<S>> heads, const IndexSet& basis) {
   check::equal("basis.size", basis.size(), heads[0].rank(), "head width");
 }
 
-/// Heads decomposed over one shared basis, as `decompose_head` does each.
+/// Heads decomposed over one shared basis.
 template <class W>
 struct DecomposedHeads {
   std::vector<RoundedHead<W>> heads;
@@ -76,6 +75,7 @@ struct DecomposedHeads {
   DecompositionReport report;
 };
 
+/// `decompose_head` for all heads of a side. Also throws for invalid factors.
 template <class Work, class S>
 DecomposedHeads<Work> decompose_heads(std::span<const HeadFactors<S>> heads, const IndexSet& basis,
                                       DType storage, Rounding rounding, int threads) {
@@ -87,6 +87,7 @@ DecomposedHeads<Work> decompose_heads(std::span<const HeadFactors<S>> heads, con
   out.report.heads.resize(n);
   parallel_for(static_cast<std::int64_t>(n), threads, [&](std::int64_t i) {
     const auto h = static_cast<std::size_t>(i);
+    check_finite(heads[h], h);
     DecomposedHead<Work> done = decompose_head<Work>(heads[h], basis, storage, rounding, h);
     out.heads[h] = std::move(done.stored);
     out.solutions[h] = std::move(done.solution);

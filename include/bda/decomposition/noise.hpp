@@ -25,7 +25,7 @@ double noise_amplification(const HeadFactors<S>& head, const IndexSet& basis) {
   const double norm2 = linalg::multiply_transposed(left, right).squaredNorm();
   if (norm2 == 0) return 0;
   std::int64_t rank = 0;
-  const auto solution = detail::try_solve(right, basis, rank);
+  const auto solution = detail::try_solve(right, basis, basis.rest(), rank);
   if (!solution) return std::numeric_limits<double>::infinity();
   const Eigen::RowVectorXd b2 =
       linalg::multiply_transposed(left, solution->basis).colwise().squaredNorm();

@@ -61,7 +61,7 @@ HeadReport report_head(const linalg::RowMatrix<W>& left, const linalg::RowMatrix
   const Mat cross = linalg::transposed_multiply(d, left);  // Dᵀ left
   // tr(A G Bᵀ), for A = B the squared norm of A Lᵀ where G = LᵀL
   const auto trace = [](const Mat& a, const Mat& g, const Mat& b) {
-    return linalg::multiply(a, g).cwiseProduct(b).template cast<double>().sum();
+    return linalg::multiply(a, g).cwiseProduct(b).rowwise().sum().template cast<double>().sum();
   };
   const auto squared = [&](const Mat& a, const Mat& g) { return trace(a, g, a); };
   const double error2 = static_cast<double>(gram_d.trace()) + squared(c, gram_d) +

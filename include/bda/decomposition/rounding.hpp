@@ -1,12 +1,14 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "bda/core/checks.hpp"
 #include "bda/decomposition/coefficients.hpp"
@@ -59,43 +61,71 @@ inline void check_fits(double largest, DType storage, std::string_view name) {
   }
 }
 
+/// The largest magnitude among finite values; NaN or Inf where there is one. In integers, which are
+/// ordered alike and vectorise.
+template <class W>
+W largest_magnitude(const W* values, std::int64_t count) {
+  using Bits = std::conditional_t<sizeof(W) == 4, std::uint32_t, std::uint64_t>;
+  Bits largest = 0;
+  for (std::int64_t i = 0; i < count; ++i)
+    largest = std::max(largest, std::bit_cast<Bits>(values[i]) & (~Bits(0) >> 1));
+  return std::bit_cast<W>(largest);
+}
+
+/// A finite value to the nearest T, ties to even, where its range allows.
+template <class T, class W>
+T nearest(W value) {
+  if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
+    // Eigen's conversion looks for NaN first, which keeps loops from being vectorised.
+    const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
+    return Eigen::numext::bit_cast<Eigen::bfloat16>(
+        static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16));
+  } else if constexpr (sizeof(T) == 2) {
+    return static_cast<T>(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
 /// Calls body(begin, size) for consecutive parts of [0, count) that fit the first level of cache.
 template <class Body>
-void for_cached(Eigen::Index count, const Body& body) {
-  constexpr Eigen::Index kPart = 2048;
-  for (Eigen::Index begin = 0; begin < count; begin += kPart)
+void for_cached(std::int64_t count, const Body& body) {
+  constexpr std::int64_t kPart = 2048;
+  for (std::int64_t begin = 0; begin < count; begin += kPart)
     body(begin, std::min(kPart, count - begin));
 }
 
-template <class W>
-using Row =
-    Eigen::Map<std::conditional_t<std::is_const_v<W>,
-                                  const Eigen::Array<std::remove_const_t<W>, 1, Eigen::Dynamic>,
-                                  Eigen::Array<W, 1, Eigen::Dynamic>>>;
-
-/// Stores `count` values in T, each to nearest; throws where a finite value leaves T's range.
+/// Stores `count` values in T, each to nearest; throws where one leaves T's range.
 template <class T, class U>
-void store(const U* values, Eigen::Index count, T* stored, std::string_view name) {
+void store(const U* values, std::int64_t count, T* stored, std::string_view name) {
   using Wide = compute_t<U>;
-  using Narrowed = std::conditional_t<sizeof(T) == 2, float, Wide>;
-  Eigen::Array<Wide, 1, Eigen::Dynamic> part;
-  for_cached(count, [&](Eigen::Index begin, Eigen::Index size) {
-    part = Row<const U>(values + begin, size).template cast<Wide>();
-    check_fits(static_cast<double>(part.abs().maxCoeff()), StorageTraits<T>::dtype, name);
-    Row<T>(stored + begin, size) = part.template cast<Narrowed>().template cast<T>();
+  std::vector<Wide> part;
+  for_cached(count, [&](std::int64_t begin, std::int64_t size) {
+    part.assign(values + begin, values + begin + size);
+    check_fits(static_cast<double>(largest_magnitude(part.data(), size)), StorageTraits<T>::dtype,
+               name);
+    for (std::int64_t i = 0; i < size; ++i)
+      stored[begin + i] = nearest<T>(part[static_cast<std::size_t>(i)]);
   });
 }
 
-/// Rounds to nearest in place; throws where a finite value leaves the range of `storage`.
+/// Rounds to nearest in place and writes what that added to `error`, unless it is null; throws
+/// where a value leaves the range of `storage`.
 template <class Plain>
-void round_to(DType storage, Eigen::PlainObjectBase<Plain>& values, std::string_view name) {
+void round_to(DType storage, Eigen::PlainObjectBase<Plain>& values, std::string_view name,
+              Plain* error = nullptr) {
   using W = typename Plain::Scalar;
+  if (error) error->setZero(values.rows(), values.cols());
   const auto round = [&]<class T>(T) {
-    for_cached(values.size(), [&](Eigen::Index begin, Eigen::Index size) {
-      Row<W> part(values.data() + begin, size);
-      check_fits(static_cast<double>(part.abs().maxCoeff()), storage, name);
-      part =
-          part.template cast<float>().template cast<T>().template cast<float>().template cast<W>();
+    for_cached(values.size(), [&](std::int64_t begin, std::int64_t size) {
+      W* part = values.data() + begin;
+      check_fits(static_cast<double>(largest_magnitude(part, size)), storage, name);
+      const auto rounded = [&](std::int64_t i) {
+        return static_cast<W>(static_cast<compute_t<T>>(nearest<T>(part[i])));
+      };
+      if (error)
+        for (std::int64_t i = 0; i < size; ++i) error->data()[begin + i] = rounded(i) - part[i];
+      for (std::int64_t i = 0; i < size; ++i) part[i] = rounded(i);
     });
   };
   switch (storage) {
@@ -156,13 +186,10 @@ template <class W>
 RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
                            const HeadSolution& solution, std::string_view name) {
   RoundedHead<W> rounded;
-  rounded.basis_error =
-      linalg::multiply_transposed(left, linalg::RowMatrix<W>(solution.basis.cast<W>()));
-  rounded.basis = rounded.basis_error;
+  rounded.basis = linalg::multiply_transposed(left, linalg::RowMatrix<W>(solution.basis.cast<W>()));
   rounded.coefficients = solution.coefficients.cast<W>();
-  detail::round_to(storage, rounded.basis, std::string(name) + ".basis");
+  detail::round_to(storage, rounded.basis, std::string(name) + ".basis", &rounded.basis_error);
   detail::round_to(storage, rounded.coefficients, std::string(name) + ".coefficients");
-  rounded.basis_error = rounded.basis - rounded.basis_error;
   return rounded;
 }
 

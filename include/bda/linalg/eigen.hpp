@@ -1,7 +1,9 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "bda/core/matrix.hpp"
@@ -40,6 +42,19 @@ template <class Derived>
 bool all_finite(const Eigen::DenseBase<Derived>& values) {
   using S = typename Derived::Scalar;
   return values.size() == 0 || (values.derived().array() * S(0)).sum() == S(0);
+}
+
+/// out = mᵀ, converted. By tiles: whole rows of one are columns of the other, which the cache would
+/// not hold.
+template <class Out, class M>
+void assign_transposed(Out&& out, const M& m) {
+  using T = typename std::decay_t<Out>::Scalar;
+  constexpr Eigen::Index kTile = 16;
+  for (Eigen::Index i0 = 0; i0 < out.rows(); i0 += kTile)
+    for (Eigen::Index j0 = 0; j0 < out.cols(); j0 += kTile)
+      for (Eigen::Index i = i0; i < std::min(i0 + kTile, out.rows()); ++i)
+        for (Eigen::Index j = j0; j < std::min(j0 + kTile, out.cols()); ++j)
+          out(i, j) = static_cast<T>(m(j, i));
 }
 
 /// The rows of `m` that `order` names, in its order.

@@ -36,7 +36,7 @@ class Preparation {
   }
 
   PreparedLayer<T> run() {
-    validate(plain_);
+    validate(plain_, options_.threads);
     check_request();
     extract_factors();
     choose_basis();
@@ -48,7 +48,6 @@ class Preparation {
     if (options_.sides.qk) result.report.qk = decompose_qk(out);
     if (options_.sides.vo) result.report.vo = decompose_vo(out);
     result.report.bytes_after = out.bytes();
-    validate(out);
     return result;
   }
 
@@ -76,6 +75,9 @@ class Preparation {
     if (sides.qk && config_.qk_dim == 0 && config_.shared_rope_key)
       throw Error("sides.qk", "a key of its own for each K/V head",
                   "one rotated key for all heads");
+    if (sides.qk && config_.qk_dim == 0 && plain_.latent)
+      throw Error("sides.qk", "a key that is computed from the latent",
+                  "a rotated key, which is computed from the hidden state");
     if (std::holds_alternative<LatentRotation>(strategy_) && !plain_.latent)
       throw Error("basis",
                   "a strategy that leaves the channels in place (there is no latent to turn)",
@@ -144,7 +146,8 @@ class Preparation {
 
   /// Everything the two sides will not replace, in the transformed latent's channels.
   void start_from_plain(AttentionWeights<T>& out) const {
-    out = convert<T>(plain_);
+    out = convert_except<T>(plain_, options_.sides.qk && !forced_rope(), options_.sides.vo,
+                            options_.threads);
     if (transform_.identity()) return;
     out.latent = transform_.template upstream<T>(*plain_.latent);
     const auto transformed = [&](const Matrix<U>& weight, std::string_view name) {
@@ -211,10 +214,8 @@ class Preparation {
     const std::vector<Solved> solved =
         decompose(vo_, *vo_basis_, out.v, report, [&](std::int64_t g, const auto& basis) {
           for (std::int64_t j = 0; j < group; ++j)
-            o.middleRows((g * group + j) * width, width) =
-                basis.middleRows(j * config_.out_dim, config_.out_dim)
-                    .transpose()
-                    .template cast<T>();
+            linalg::assign_transposed(o.middleRows((g * group + j) * width, width),
+                                      basis.middleRows(j * config_.out_dim, config_.out_dim));
         });
     place_vo_biases(solved, out);
     return report;
