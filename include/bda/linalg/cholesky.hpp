@@ -1,8 +1,9 @@
 #pragma once
 
-#include <Eigen/Cholesky>
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "bda/linalg/triangular.hpp"
 
@@ -12,26 +13,52 @@ namespace bda::inline v0::linalg {
 template <class S>
 class Cholesky {
  public:
-  explicit Cholesky(const RowMatrix<S>& a) : llt_(a) {}
-
-  [[nodiscard]] bool positive_definite() const { return llt_.info() == Eigen::Success; }
-
-  /// Lᵀ; zero below the diagonal.
-  [[nodiscard]] RowMatrix<S> upper() const {
-    RowMatrix<S> u = llt_.matrixLLT().transpose();
-    for (Eigen::Index i = 0; i < u.rows(); ++i) u.row(i).head(i).setZero();
-    return u;
+  explicit Cholesky(RowMatrix<S> a) : lower_(std::move(a)) {
+    constexpr Eigen::Index kBlock = 32;
+    const Eigen::Index r = lower_.rows();
+    for (Eigen::Index begin = 0; begin < r && positive_definite_; begin += kBlock) {
+      const Eigen::Index size = std::min(kBlock, r - begin), later = r - begin - size;
+      factor_block(begin, size);
+      auto below = lower_.block(begin + size, begin, later, size);
+      const RowMatrix<S> block = lower_.block(begin, begin, size, size).transpose();
+      divide_by_triangle<Triangle::kUpper>(below, block);
+      const RowMatrix<S> panel = below;
+      add_product_transposed(lower_.bottomRightCorner(later, later), panel, panel, S(-1));
+    }
+    for (Eigen::Index i = 0; i < r; ++i) lower_.row(i).tail(r - 1 - i).setZero();
   }
+
+  [[nodiscard]] bool positive_definite() const { return positive_definite_; }
+
+  /// Lᵀ
+  [[nodiscard]] RowMatrix<S> upper() const { return lower_.transpose(); }
 
   /// B A⁻¹ for B [n, r].
   [[nodiscard]] RowMatrix<S> divide(RowMatrix<S> b) const {
     divide_by_triangle<Triangle::kUpper>(b, upper());
-    divide_by_triangle<Triangle::kLower>(b, llt_.matrixLLT());
+    divide_by_triangle<Triangle::kLower>(b, lower_);
     return b;
   }
 
  private:
-  Eigen::LLT<RowMatrix<S>, Eigen::Lower> llt_;
+  /// Factorises a diagonal block from which what precedes it has been taken off.
+  void factor_block(Eigen::Index begin, Eigen::Index size) {
+    auto a = lower_.block(begin, begin, size, size);
+    for (Eigen::Index i = 0; i < size; ++i)
+      for (Eigen::Index j = 0; j <= i; ++j) {
+        S rest = a(i, j);
+        for (Eigen::Index k = 0; k < j; ++k) rest -= a(i, k) * a(j, k);
+        if (j < i) {
+          a(i, j) = rest / a(j, j);
+        } else {
+          if (!(rest > 0)) positive_definite_ = false;
+          a(i, i) = std::sqrt(rest);
+        }
+      }
+  }
+
+  RowMatrix<S> lower_;
+  bool positive_definite_ = true;
 };
 
 /// An r x r factor L with LᵀL = AᵀA, for A [m, r]: every norm of A times something equals that of
@@ -39,18 +66,23 @@ class Cholesky {
 /// Semidefinite input is fine. Costs m r^2 and squares A's condition: for norms, not for solving.
 template <class S>
 RowMatrix<double> condense(const RowMatrix<S>& a) {
-  const Eigen::LDLT<RowMatrix<double>, Eigen::Lower> ldlt(
-      RowMatrix<double>(gram<S>(a).template cast<double>()));
-  // gram = Pᵀ L D Lᵀ P, L unit lower triangular
-  RowMatrix<double> factor = ldlt.matrixLDLT().transpose();
-  for (Eigen::Index i = 0; i < factor.rows(); ++i) {
-    factor.row(i).head(i).setZero();
-    factor(i, i) = 1;
-    factor.row(i) *= std::sqrt(std::max(ldlt.vectorD()[i], 0.0));
+  // Cholesky with the largest pivot next, row by row of L; what is left is symmetric.
+  RowMatrix<double> left = gram<S>(a).template cast<double>();
+  RowMatrix<double> factor = RowMatrix<double>::Zero(a.cols(), a.cols());
+  // Below this there is only the rounding of the Gram matrix, which need not be semidefinite.
+  const double noise = static_cast<double>(a.cols()) * std::numeric_limits<S>::epsilon() *
+                       left.diagonal().maxCoeff();
+  for (Eigen::Index k = 0; k < a.cols(); ++k) {
+    Eigen::Index pivot = 0;
+    const double largest = left.diagonal().maxCoeff(&pivot);
+    if (!(largest > noise)) break;
+    factor.row(k) = left.row(pivot) / std::sqrt(largest);
+    for (Eigen::Index i = 0; i < a.cols(); ++i) {
+      const double own = factor(k, i);
+      left.row(i) -= own * factor.row(k);
+    }
+    left(pivot, pivot) = 0;  // or what rounding leaves
   }
-  // P swaps rows one after the other; its transpose on the right does so with columns, backwards
-  const auto& swaps = ldlt.transpositionsP().indices();
-  for (Eigen::Index i = swaps.size() - 1; i >= 0; --i) factor.col(i).swap(factor.col(swaps[i]));
   return factor;
 }
 

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <Eigen/QR>
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "bda/linalg/qr.hpp"
@@ -10,30 +10,41 @@
 /// Matrices that may be rank-deficient.
 namespace bda::inline v0::linalg {
 
-/// A = left rightᵀ with orthonormal columns in `left` [m, rank], for any A [m, n], by QR with
-/// column pivoting: pivots below `tolerance` of the largest count as zero.
+/// A = left rightᵀ for any A [m, n]: the numerical rank, its range and its row space.
 template <class S>
 struct RankFactors {
-  RowMatrix<S> left;   // [m, rank]
+  RowMatrix<S> left;   // [m, rank], orthonormal columns
   RowMatrix<S> right;  // [n, rank]
   [[nodiscard]] Eigen::Index rank() const { return left.cols(); }
 };
 
+/// Gram-Schmidt that takes the longest remainder of a column next, and ends where that is at most
+/// `tolerance` of the longest column.
 template <class S>
 RankFactors<S> rank_factors(const RowMatrix<S>& a, S tolerance) {
-  using Columns = Eigen::Matrix<S, Eigen::Dynamic, Eigen::Dynamic>;
-  Eigen::ColPivHouseholderQR<Columns> factored(a.rows(), a.cols());
-  factored.setThreshold(tolerance);
-  factored.compute(a);
-  const Eigen::Index rank = factored.rank();
-  Columns q = Columns::Identity(a.rows(), rank);
-  q.applyOnTheLeft(factored.householderQ());
-  RankFactors<S> result{q, RowMatrix<S>::Zero(a.cols(), rank)};
-  // A P = Q [T; 0], row k of T reaching from k
-  for (Eigen::Index j = 0; j < a.cols(); ++j)
-    for (Eigen::Index k = 0; k < std::min(j + 1, rank); ++k)
-      result.right(factored.colsPermutation().indices()[j], k) = factored.matrixQR()(k, j);
-  return result;
+  const Eigen::Index m = a.rows(), n = a.cols(), full = std::min(m, n);
+  RowMatrix<S> rest = a.transpose();  // a column of A a row
+  RowMatrix<S> directions(full, m), weights(full, n);
+  S longest = 0;
+  Eigen::Index rank = 0;
+  for (; rank < full; ++rank) {
+    Eigen::Index pivot = 0;
+    const S length = std::sqrt(rest.rowwise().squaredNorm().maxCoeff(&pivot));
+    longest = std::max(longest, length);
+    if (!(length > tolerance * longest)) break;
+    RowMatrix<S> direction = rest.row(pivot) / length;
+    const auto known = directions.topRows(rank);  // rounding has left some of them in the remainder
+    add_product(direction, multiply_transposed(direction, known), known, S(-1));
+    direction.normalize();
+    const RowMatrix<S> weight = multiply_transposed(direction, rest);
+    for (Eigen::Index j = 0; j < n; ++j) {
+      const S share = weight(0, j);
+      rest.row(j) -= share * direction.row(0);
+    }
+    directions.row(rank) = direction;
+    weights.row(rank) = weight;
+  }
+  return {directions.topRows(rank).transpose(), weights.topRows(rank).transpose()};
 }
 
 /// The pseudo-inverse of a square A, ready to be multiplied by.
