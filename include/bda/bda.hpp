@@ -18,7 +18,7 @@
 #include "bda/decomposition/report.hpp"
 #include "bda/linalg/eigen.hpp"
 #include "bda/linalg/scalar.hpp"
-#include "bda/linalg/solve.hpp"
+#include "bda/linalg/triangular.hpp"
 #include "bda/model/attention_config.hpp"
 #include "bda/model/attention_weights.hpp"
 #include "bda/model/rope.hpp"

@@ -164,16 +164,16 @@ TEST_CASE("Successive rounding", "[rounding]") {
   SECTION("is rounding to nearest where the coordinates do not interact") {
     linalg::RowMatrix<float> nearest = x, successive = x;
     detail::round_to(DType::kF16, nearest, "x");
-    const Eigen::MatrixXd gram = Eigen::VectorXd::LinSpaced(r, 1, 9).asDiagonal();
-    detail::round_successively(DType::kF16, successive, gram, "x");
+    const Mat gram = Eigen::VectorXd::LinSpaced(r, 1, 9).asDiagonal();
+    detail::round_successively(DType::kF16, successive, linalg::Cholesky(gram), "x");
     CHECK((nearest.array() == successive.array()).all());
   }
   SECTION("keeps the error small in the norm it is given") {
     const Mat a = random_matrix(random, 25, r) * random_matrix(random, r, r);
-    const Eigen::MatrixXd gram = a.transpose() * a;
+    const Mat gram = a.transpose() * a;
     linalg::RowMatrix<float> nearest = x, successive = x;
     detail::round_to(DType::kBF16, nearest, "x");
-    detail::round_successively(DType::kBF16, successive, gram, "x");
+    detail::round_successively(DType::kBF16, successive, linalg::Cholesky(gram), "x");
     const auto error = [&](const linalg::RowMatrix<float>& y) {
       return ((x - y).cast<double>() * a.transpose()).norm();
     };

@@ -10,7 +10,7 @@ using bda::RotationObjective;
 using bda_test::random_heads;
 using bda_test::view;
 using Catch::Matchers::WithinRel;
-using Matrix = Eigen::MatrixXd;
+using Matrix = bda::linalg::RowMatrix<double>;
 
 namespace {
 

@@ -250,6 +250,15 @@ TEST_CASE("What is not exact is refused, and says what is", "[prepare][exactness
     }
     CHECK(worst.absolute > 1e-3 * worst.magnitude);
   }
+  SECTION("a rotated key beside a latent, which it does not read, even when forced") {
+    LayerTraits traits = rotary;
+    traits.latent = true;
+    PreparationOptions forced;
+    forced.allow_inexact = true;
+    const std::string message = refusal(layer(7, traits), forced);
+    CHECK(contains(message, "sides.qk: expected a key that is computed from the latent"));
+    CHECK(contains(message, "hidden state"));
+  }
   SECTION("norms after the projections") {
     LayerTraits traits;
     traits.head_norms = true;

@@ -57,7 +57,7 @@ template <class S>
 [[nodiscard]] Basis select_basis(const BasisStrategy& strategy,
                                  std::span<const HeadFactors<S>> heads,
                                  const SelectionOptions& options = {}) {
-  validate(heads);
+  check_shapes(heads);
   const auto select = [&](const auto& s) {
     using Strategy = std::decay_t<decltype(s)>;
     constexpr bool fixed_cuts = std::is_same_v<Strategy, FirstR> ||

@@ -37,10 +37,10 @@ struct BestSlice {
     Eigen::MatrixXd squared(offsets, static_cast<Eigen::Index>(spans.size()));  // alpha²
     parallel_for(static_cast<std::int64_t>(spans.size()), options.threads, [&](std::int64_t h) {
       const HeadSpan& head = spans[static_cast<std::size_t>(h)];
-      const Eigen::VectorXd energy = head.basis_energy();
+      const Eigen::VectorXd energy = basis_energy(head.span, head.weight);
       for (std::int64_t i = 0; i < offsets; ++i)
-        squared(i, h) = squared_noise_amplification(head.span.middleRows(i * multiple, r),
-                                                    energy.segment(i * multiple, r));
+        squared(i, h) = squared_noise_amplification<double>(head.span.middleRows(i * multiple, r),
+                                                            energy.segment(i * multiple, r));
     });
 
     const Eigen::VectorXd total = squared.rowwise().sum();

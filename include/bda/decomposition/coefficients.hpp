@@ -1,13 +1,15 @@
 #pragma once
 
-#include <Eigen/LU>
-#include <Eigen/QR>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "bda/core/index_set.hpp"
 #include "bda/decomposition/head_factors.hpp"
+#include "bda/linalg/lu.hpp"
+#include "bda/linalg/rank.hpp"
 
 namespace bda::inline v0 {
 
@@ -29,34 +31,27 @@ inline constexpr double kSuspectCondition = 1e-11;
 /// Pivots below this share of the largest count as zero.
 inline constexpr double kRankTolerance = 1e-12;
 
-/// Rank-revealing factorisation: rank, range, null space and minimum-norm solutions.
-inline Eigen::CompleteOrthogonalDecomposition<Eigen::MatrixXd> rank_revealing(
-    const Eigen::MatrixXd& matrix) {
-  Eigen::CompleteOrthogonalDecomposition<Eigen::MatrixXd> cod(matrix.rows(), matrix.cols());
-  cod.setThreshold(kRankTolerance);
-  cod.compute(matrix);
-  return cod;
-}
-
-/// Solves for the coefficients; nothing where the basis channels span less than the head does.
-/// `basis_rank` receives the numerical rank of R.
-inline std::optional<HeadSolution> try_solve(const linalg::RowMatrix<double>& right,
-                                             const IndexSet& basis, std::int64_t& basis_rank) {
+/// Solves for the coefficients of the channels `rest`; nothing where the basis channels span less
+/// than the head does. `basis_rank` receives the numerical rank of R. (S is double. A template is
+/// compiled only where it is used, and solvers take seconds.)
+template <class S>
+std::optional<HeadSolution> try_solve(const linalg::RowMatrix<S>& right, const IndexSet& basis,
+                                      const std::vector<std::int64_t>& rest,
+                                      std::int64_t& basis_rank) {
   HeadSolution s;
-  s.basis = right(basis.indices(), Eigen::all);
-  s.rest = right(basis.rest(), Eigen::all);
-  // C R = rest, solved as Rᵀ Cᵀ = restᵀ.
-  const Eigen::PartialPivLU<Eigen::MatrixXd> lu(s.basis.transpose());
+  s.basis = linalg::gather_rows(right, basis.indices());
+  s.rest = linalg::gather_rows(right, rest);
+  const linalg::Lu<S> lu(s.basis);
   basis_rank = s.rank = basis.size();
-  if (lu.rcond() >= kSuspectCondition) {
-    s.coefficients = lu.solve(s.rest.transpose()).transpose();
+  if (lu.reciprocal_condition() >= kSuspectCondition) {
+    s.coefficients = lu.divide(s.rest);
     return s;
   }
-  const auto cod = rank_revealing(s.basis.transpose());
-  basis_rank = s.rank = cod.rank();
-  s.coefficients = cod.solve(s.rest.transpose()).transpose();
+  const linalg::PseudoInverse<S> inverse(s.basis, kRankTolerance);
+  basis_rank = s.rank = inverse.rank();
+  s.coefficients = inverse.divide(s.rest);
   // The minimum-norm solution is exact where R spans all that the head's rows span.
-  const double error = (s.coefficients * s.basis - s.rest).norm();
+  const double error = (linalg::multiply(s.coefficients, s.basis) - s.rest).norm();
   if (!(error <= 1e-9 * right.norm())) return std::nullopt;
   return s;
 }
@@ -68,13 +63,15 @@ inline std::optional<HeadSolution> try_solve(const linalg::RowMatrix<double>& ri
 ///
 /// A rank-deficient head (all zero, duplicate channels) is solved exactly by the pseudo-inverse.
 /// Throws where the basis channels have a smaller rank than the head, naming the head and both.
-inline HeadSolution solve_head(const linalg::RowMatrix<double>& right, const IndexSet& basis,
-                               std::int64_t head_index) {
+template <class S>
+HeadSolution solve_head(const linalg::RowMatrix<S>& right, const IndexSet& basis,
+                        std::int64_t head_index) {
   std::int64_t basis_rank = 0;
-  if (auto solution = detail::try_solve(right, basis, basis_rank)) return *std::move(solution);
+  if (auto solution = detail::try_solve(right, basis, basis.rest(), basis_rank))
+    return *std::move(solution);
   throw Error("heads[" + std::to_string(head_index) + "].right[basis]",
               "the rank of the whole head, " +
-                  std::to_string(detail::rank_revealing(right).rank()) +
+                  std::to_string(linalg::rank_factors(right, detail::kRankTolerance).rank()) +
                   " (choose another basis strategy)",
               "rank " + std::to_string(basis_rank) + " of " + std::to_string(basis.size()) +
                   " basis channels");

@@ -1,11 +1,11 @@
 #pragma once
 
-#include <Eigen/QR>
 #include <cstdint>
 #include <string>
 
 #include "bda/decomposition/basis_strategy.hpp"
 #include "bda/decomposition/decompose_heads.hpp"
+#include "bda/linalg/rank.hpp"
 
 namespace bda::inline v0 {
 
@@ -23,20 +23,22 @@ namespace detail {
 /// Pulls the factors W = left rightᵀ out of a dense W of rank r by column-pivoted QR. Throws where
 /// W's numerical rank is larger: such a matrix has no exact decomposition over r channels. (A
 /// smaller rank is fine.)
-inline HeadFactors<double> factor_dense(const Eigen::MatrixXd& w, std::int64_t rank,
-                                        double unit_roundoff) {
+template <class S>
+HeadFactors<double> factor_dense(const linalg::RowMatrix<S>& w, std::int64_t rank) {
   check::in_range("rank", rank, 1, std::min(w.rows(), w.cols()));
-  if (!w.allFinite()) throw Error("W", "finite values", "Inf or NaN");
-  Eigen::ColPivHouseholderQR<Eigen::MatrixXd> qr(w);
+  if (!linalg::all_finite(w)) throw Error("W", "finite values", "Inf or NaN");
   // Entries are known to one rounding of the type they came in.
-  qr.setThreshold(unit_roundoff * static_cast<double>(std::max(w.rows(), w.cols())));
-  if (qr.rank() > rank)
-    throw Error("rank", "at least the numerical rank of W, " + std::to_string(qr.rank()),
+  const double tolerance =
+      StorageTraits<S>::unit_roundoff * static_cast<double>(std::max(w.rows(), w.cols()));
+  const linalg::RankFactors<double> found =
+      linalg::rank_factors<double>(w.template cast<double>(), tolerance);
+  if (found.rank() > rank)
+    throw Error("rank", "at least the numerical rank of W, " + std::to_string(found.rank()),
                 std::to_string(rank));
-  HeadFactors<double> factors;
-  factors.left = qr.householderQ() * Eigen::MatrixXd::Identity(w.rows(), rank);
-  const Eigen::MatrixXd upper = qr.matrixQR().topRows(rank).template triangularView<Eigen::Upper>();
-  factors.right = (upper * qr.colsPermutation().transpose()).transpose();
+  HeadFactors<double> factors{linalg::RowMatrix<double>::Zero(w.rows(), rank),
+                              linalg::RowMatrix<double>::Zero(w.cols(), rank)};
+  factors.left.leftCols(found.rank()) = found.left;
+  factors.right.leftCols(found.rank()) = found.right;
   return factors;
 }
 
@@ -48,7 +50,7 @@ MatrixDecomposition<S> decompose_factors(HeadFactors<double> head, const BasisSt
   MatrixDecomposition<S> result;
   result.basis = select_basis(strategy, one, options);
   if (result.basis.rotation.size() > 0)
-    head.right = (result.basis.rotation.transpose() * head.right).eval();
+    head.right = linalg::transposed_multiply(result.basis.rotation, head.right);
   auto done = decompose_heads<double>(one, result.basis.channels, options.storage, Rounding::kPlain,
                                       options.threads);
   result.basis_matrix = done.heads[0].basis.template cast<S>();
@@ -91,9 +93,7 @@ template <class S>
 MatrixDecomposition<S> column_decomposition(const linalg::RowMatrix<S>& w, std::int64_t rank,
                                             const BasisStrategy& strategy,
                                             const SelectionOptions& options = {}) {
-  return detail::decompose_factors<S>(
-      detail::factor_dense(w.template cast<double>(), rank, StorageTraits<S>::unit_roundoff),
-      strategy, options);
+  return detail::decompose_factors<S>(detail::factor_dense(w, rank), strategy, options);
 }
 
 /// Row form of a dense W [m, n] of rank at most `rank`.

@@ -26,7 +26,7 @@ struct HeadFactors {
 
 /// Throws unless the heads agree in d and r, fit together, and 1 <= r <= d.
 template <class S>
-void validate(std::span<const HeadFactors<S>> heads) {
+void check_shapes(std::span<const HeadFactors<S>> heads) {
   check::at_least("heads.size", static_cast<std::int64_t>(heads.size()), 1);
   const std::int64_t d = heads[0].channels(), r = heads[0].rank();
   check::in_range("heads[0].rank", r, 1, d);
@@ -36,11 +36,18 @@ void validate(std::span<const HeadFactors<S>> heads) {
     check::equal(name + ".right.cols", heads[h].right.cols(), r, "as heads[0]");
     check::equal(name + ".left.cols", heads[h].left.cols(), r, "right.cols");
     check::at_least(name + ".left.rows", heads[h].left.rows(), 1);
-    if (!linalg::all_finite(heads[h].left))
-      throw Error(name + ".left", "finite values", "Inf or NaN");
-    if (!linalg::all_finite(heads[h].right))
-      throw Error(name + ".right", "finite values", "Inf or NaN");
   }
+}
+
+/// Throws where a head holds Inf or NaN. Reads all of it: once, by whoever computes with it.
+template <class S>
+void check_finite(const HeadFactors<S>& head, std::size_t index) {
+  const auto check = [&](const auto& values, const char* part) {
+    if (!linalg::all_finite(values))
+      throw Error("heads[" + std::to_string(index) + "]." + part, "finite values", "Inf or NaN");
+  };
+  check(head.left, "left");
+  check(head.right, "right");
 }
 
 }  // namespace bda::inline v0

@@ -1,17 +1,18 @@
 #pragma once
 
-#include <Eigen/LU>
-#include <Eigen/QR>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bda/core/parallel.hpp"
 #include "bda/decomposition/head_factors.hpp"
-#include "bda/linalg/solve.hpp"
+#include "bda/linalg/cholesky.hpp"
+#include "bda/linalg/lu.hpp"
+#include "bda/linalg/qr.hpp"
 
 namespace bda::inline v0 {
 
@@ -22,22 +23,25 @@ namespace bda::inline v0 {
 /// of row j of span weight, and the coefficients are those of `span`, since every basis of the
 /// column space of `right` has the same.
 struct HeadSpan {
-  Eigen::MatrixXd span;    // U [d, r], orthonormal columns, the column space of `right`
-  Eigen::MatrixXd weight;  // N [r, r], |N|_F = 1
-
-  /// |B_j|² / |W|_F² of every channel, [d].
-  [[nodiscard]] Eigen::VectorXd basis_energy() const {
-    return (span * weight).rowwise().squaredNorm();
-  }
+  linalg::RowMatrix<double> span;    // U [d, r], orthonormal columns, column space of `right`
+  linalg::RowMatrix<double> weight;  // N [r, r], |N|_F = 1
 };
+
+/// |B_j|² / |W|_F² of every channel, [d].
+template <class S>
+[[nodiscard]] Eigen::VectorXd basis_energy(const linalg::RowMatrix<S>& span,
+                                           const linalg::RowMatrix<S>& weight) {
+  return linalg::multiply(span, weight).rowwise().squaredNorm();
+}
 
 /// alpha² (noise.hpp) of a basis: `rows` are the rows of U in it, [r, r], `energy` their
 /// basis_energy. Infinity where the rows are dependent: beyond alpha = 1e12 the coefficients have
 /// no meaningful digit left in double precision.
-inline double squared_noise_amplification(const Eigen::MatrixXd& rows,
-                                          const Eigen::VectorXd& energy) {
+template <class S>
+double squared_noise_amplification(const linalg::RowMatrix<S>& rows,
+                                   const Eigen::VectorXd& energy) {
   // [I, Cᵀ] = rows⁻ᵀ Uᵀ up to order, so 1 + |C_j|² is the squared norm of column j of rows⁻¹
-  const Eigen::MatrixXd inverse = rows.partialPivLu().inverse();
+  const linalg::RowMatrix<S> inverse = linalg::Lu<S>(rows).inverse();
   const double squared = energy.dot(inverse.colwise().squaredNorm());
   return squared < 1e24 ? squared : std::numeric_limits<double>::infinity();
 }
@@ -48,8 +52,8 @@ inline double squared_noise_amplification(const Eigen::MatrixXd& rows,
 template <class S>
 HeadSpan head_span(const HeadFactors<S>& head, const std::string& name) {
   const auto d = head.channels(), r = head.rank();
-  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(head.right);
-  const Eigen::VectorXd pivots = qr.matrixQR().diagonal().cwiseAbs();
+  linalg::Qr<double> qr = linalg::qr(head.right, r);
+  const Eigen::VectorXd pivots = qr.r.diagonal().cwiseAbs();
   const double negligible =
       static_cast<double>(d) * std::numeric_limits<double>::epsilon() * pivots.maxCoeff();
   const auto rank = (pivots.array() > negligible).count();
@@ -59,25 +63,24 @@ HeadSpan head_span(const HeadFactors<S>& head, const std::string& name) {
                     std::to_string(pivots.minCoeff()) + ", largest " +
                     std::to_string(pivots.maxCoeff()) + ")");
   HeadSpan result;
-  result.span = qr.householderQ() * Eigen::MatrixXd::Identity(d, r);
-  const Eigen::MatrixXd left = linalg::condense(head.left).template cast<double>();
-  result.weight =
-      qr.matrixQR().topRows(r).template triangularView<Eigen::Upper>() * left.transpose();
+  result.span = std::move(qr.q);
+  result.weight = linalg::multiply_transposed(qr.r, linalg::condense(head.left));
   const double norm = result.weight.norm();
   if (norm > 0)
     result.weight /= norm;
   else
-    result.weight = Eigen::MatrixXd::Identity(r, r) / std::sqrt(static_cast<double>(r));
+    result.weight.diagonal().setConstant(1 / std::sqrt(static_cast<double>(r)));
   return result;
 }
 
-/// The spans of all heads, after `validate`.
+/// The spans of all heads. Throws on invalid heads.
 template <class S>
 std::vector<HeadSpan> head_spans(std::span<const HeadFactors<S>> heads, int threads) {
-  validate(heads);
+  check_shapes(heads);
   std::vector<HeadSpan> spans(heads.size());
   parallel_for(static_cast<std::int64_t>(heads.size()), threads, [&](std::int64_t h) {
     const auto i = static_cast<std::size_t>(h);
+    check_finite(heads[i], i);
     spans[i] = head_span(heads[i], "heads[" + std::to_string(h) + "]");
   });
   return spans;

@@ -22,12 +22,13 @@ template <class S>
 double noise_amplification(const HeadFactors<S>& head, const IndexSet& basis) {
   const linalg::RowMatrix<double> right = head.right.template cast<double>();
   const linalg::RowMatrix<double> left = head.left.template cast<double>();
-  const double norm2 = (left * right.transpose()).squaredNorm();
+  const double norm2 = linalg::multiply_transposed(left, right).squaredNorm();
   if (norm2 == 0) return 0;
   std::int64_t rank = 0;
-  const auto solution = detail::try_solve(right, basis, rank);
+  const auto solution = detail::try_solve(right, basis, basis.rest(), rank);
   if (!solution) return std::numeric_limits<double>::infinity();
-  const Eigen::RowVectorXd b2 = (left * solution->basis.transpose()).colwise().squaredNorm();
+  const Eigen::RowVectorXd b2 =
+      linalg::multiply_transposed(left, solution->basis).colwise().squaredNorm();
   const Eigen::RowVectorXd c2 = solution->coefficients.colwise().squaredNorm();
   return std::sqrt((b2.array() * (1 + c2.array())).sum() / norm2);
 }

@@ -7,6 +7,7 @@
 
 #include "bda/decomposition/coefficients.hpp"
 #include "bda/decomposition/rounding.hpp"
+#include "bda/linalg/product.hpp"
 
 namespace bda::inline v0 {
 
@@ -48,26 +49,26 @@ struct DecompositionReport {
 /// D = B̂ - left Rᵀ and F = Ĉ R - rest the error is [D, D Ĉᵀ + left Fᵀ], so its norm needs only
 /// r x r Gram matrices, and nothing cancels however small it is. `left_gram` is leftᵀ left.
 template <class W>
-HeadReport report_head(const linalg::RowMatrix<W>& left, const Eigen::MatrixXd& left_gram,
+HeadReport report_head(const linalg::RowMatrix<W>& left, const linalg::RowMatrix<double>& left_gram,
                        const HeadSolution& solution, const RoundedHead<W>& rounded) {
   using Mat = linalg::RowMatrix<W>;
   const Mat r = solution.basis.cast<W>(), rest = solution.rest.cast<W>();
   const Mat gram = left_gram.cast<W>();
   const Mat &c = rounded.coefficients, &d = rounded.basis_error;
   Mat f = -rest;
-  f.noalias() += c * r;
-  Mat gram_d = Mat::Zero(r.rows(), r.rows());  // DᵀD, one triangle
-  gram_d.template selfadjointView<Eigen::Lower>().rankUpdate(d.transpose());
-  gram_d.template triangularView<Eigen::StrictlyUpper>() = gram_d.transpose();
-  const Mat cross = d.transpose() * left;  // Dᵀ left
-  const auto sum = [](const auto& terms) { return terms.template cast<double>().sum(); };
-  // tr(A G Aᵀ), the squared norm of A Lᵀ where G = LᵀL
-  const auto squared = [&](const Mat& a, const Mat& g) { return sum((a * g).cwiseProduct(a)); };
-  const double error2 = sum(gram_d.diagonal()) + squared(c, gram_d) +
-                        2 * sum((c * cross).cwiseProduct(f)) + squared(f, gram);
+  linalg::add_product(f, c, r);
+  const Mat gram_d = linalg::gram<W>(d);                   // DᵀD
+  const Mat cross = linalg::transposed_multiply(d, left);  // Dᵀ left
+  // tr(A G Bᵀ), for A = B the squared norm of A Lᵀ where G = LᵀL
+  const auto trace = [](const Mat& a, const Mat& g, const Mat& b) {
+    return linalg::multiply(a, g).cwiseProduct(b).rowwise().sum().template cast<double>().sum();
+  };
+  const auto squared = [&](const Mat& a, const Mat& g) { return trace(a, g, a); };
+  const double error2 = static_cast<double>(gram_d.trace()) + squared(c, gram_d) +
+                        2 * trace(c, cross, f) + squared(f, gram);
 
   const Eigen::VectorXd b2 =
-      (r * gram).cwiseProduct(r).rowwise().sum().template cast<double>();  // |B_j|²
+      linalg::multiply(r, gram).cwiseProduct(r).rowwise().sum().template cast<double>();  // |B_j|²
   const double norm2 = b2.sum() + squared(rest, gram);
   const Eigen::VectorXd c2 = solution.coefficients.colwise().squaredNorm();
   const double noise = (b2.array() * (1 + c2.array())).sum();

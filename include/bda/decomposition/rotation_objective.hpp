@@ -1,6 +1,5 @@
 #pragma once
 
-#include <Eigen/Cholesky>
 #include <Eigen/Core>
 #include <algorithm>
 #include <cstdint>
@@ -9,6 +8,7 @@
 
 #include "bda/core/parallel.hpp"
 #include "bda/decomposition/head_span.hpp"
+#include "bda/linalg/cholesky.hpp"
 
 namespace bda::inline v0 {
 
@@ -30,7 +30,7 @@ struct Smoothing {
 template <class Real>
 class RotationObjective {
  public:
-  using Matrix = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic>;
+  using Matrix = linalg::RowMatrix<Real>;
   using Vector = Eigen::Matrix<Real, Eigen::Dynamic, 1>;
 
   /// `columns` is m, the number of columns of A.
@@ -39,8 +39,9 @@ class RotationObjective {
   /// Adds heads that use columns [first, first + r).
   void add(const std::vector<HeadSpan>& heads, Eigen::Index first) {
     for (const HeadSpan& head : heads)
-      terms_.push_back(
-          {head.span.cast<Real>(), (head.weight * head.weight.transpose()).cast<Real>(), first});
+      terms_.push_back({head.span.cast<Real>(),
+                        linalg::multiply_transposed(head.weight, head.weight).template cast<Real>(),
+                        first});
   }
 
   [[nodiscard]] std::size_t heads() const { return terms_.size(); }
@@ -51,7 +52,7 @@ class RotationObjective {
   double operator()(const Matrix& a, Smoothing smoothing, Matrix& gradient) const {
     const auto count = static_cast<std::int64_t>(terms_.size());
     std::vector<double> values(terms_.size());
-    std::vector<Matrix> factors(terms_.size());  // P [r, r]: a head's gradient is 2 U P
+    std::vector<Matrix> factors(terms_.size());  // P [r, r]: a head's gradient is 2 U Pᵀ
     parallel_for(count, threads_, [&](std::int64_t t) {
       const auto i = static_cast<std::size_t>(t);
       values[i] = evaluate(terms_[i], a, smoothing, factors[i]);
@@ -62,9 +63,8 @@ class RotationObjective {
       auto out = gradient.middleRows(row, size);
       out.setZero();
       for (std::size_t i = 0; i < terms_.size(); ++i)
-        out.middleCols(terms_[i].first, factors[i].cols()).noalias() +=
-            terms_[i].span.middleRows(row, size) * factors[i];
-      out *= Real(2);
+        linalg::add_product_transposed(out.middleCols(terms_[i].first, factors[i].rows()),
+                                       terms_[i].span.middleRows(row, size), factors[i], Real(2));
     });
     double total = 0;
     for (double value : values) total += value;
@@ -91,21 +91,25 @@ class RotationObjective {
     const double scale = 1.0 / static_cast<double>(term.span.rows());
     const auto ridge = static_cast<Real>(smoothing.ridge * scale * static_cast<double>(r));
     const auto floor = static_cast<Real>(smoothing.weight * scale);
-    const Matrix x = a.middleCols(term.first, r).transpose() * term.span;
-    Matrix gram = Matrix::Zero(r, r);
-    gram.template selfadjointView<Eigen::Lower>().rankUpdate(x);
+    const Matrix x = linalg::transposed_multiply(a.middleCols(term.first, r), term.span);
+    Matrix gram = linalg::multiply_transposed(x, x);
     gram.diagonal().array() += ridge;
-    const Eigen::LLT<Matrix, Eigen::Lower> llt(gram);
-    factor.setZero(r, r);
-    if (llt.info() != Eigen::Success) return std::numeric_limits<double>::infinity();
-    const Matrix z = llt.solve(Matrix::Identity(r, r));
+    const linalg::Cholesky<Real> cholesky(gram);
+    if (!cholesky.positive_definite()) {
+      factor.setZero(r, r);
+      return std::numeric_limits<double>::infinity();
+    }
+    const Matrix z = cholesky.divide(Matrix::Identity(r, r));
     const Vector noise = z.diagonal();
-    factor.noalias() = term.weight * x.transpose();
-    const Vector energy =
-        (factor.cwiseProduct(x.transpose()).colwise().sum().transpose().array() + floor).matrix();
-    factor *= noise.asDiagonal();
-    const Matrix inner = z * energy.asDiagonal() * z;
-    factor.noalias() -= x.transpose() * inner;
+    factor = linalg::multiply(x, term.weight);
+    Vector energy(r);
+    Matrix scaled = z;
+    for (Eigen::Index i = 0; i < r; ++i) {
+      energy[i] = factor.row(i).dot(x.row(i)) + floor;
+      factor.row(i) *= noise[i];
+      scaled.row(i) *= energy[i];
+    }
+    linalg::add_product(factor, linalg::multiply(z, scaled), x, Real(-1));
     const double value = energy.template cast<double>().dot(noise.template cast<double>());
     return value >= 0 ? value : std::numeric_limits<double>::infinity();
   }

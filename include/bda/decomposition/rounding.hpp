@@ -1,14 +1,18 @@
 #pragma once
 
-#include <Eigen/Cholesky>
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "bda/core/checks.hpp"
 #include "bda/decomposition/coefficients.hpp"
+#include "bda/linalg/cholesky.hpp"
 #include "bda/linalg/eigen.hpp"
 
 /// Storing a decomposition in a short type. B and C enter the product together, so the rounding of
@@ -57,44 +61,83 @@ inline void check_fits(double largest, DType storage, std::string_view name) {
   }
 }
 
-/// Rounds to nearest in place; throws where a finite value leaves the range of `storage`.
-template <class Derived>
-void round_to(DType storage, Eigen::MatrixBase<Derived>& values, std::string_view name) {
-  if (values.size() == 0) return;
-  using W = typename Derived::Scalar;
-  check_fits(static_cast<double>(values.cwiseAbs().maxCoeff()), storage, name);
+/// The largest magnitude among finite values; NaN or Inf where there is one. In integers, which are
+/// ordered alike and vectorise.
+template <class W>
+W largest_magnitude(const W* values, std::int64_t count) {
+  using Bits = std::conditional_t<sizeof(W) == 4, std::uint32_t, std::uint64_t>;
+  Bits largest = 0;
+  for (std::int64_t i = 0; i < count; ++i)
+    largest = std::max(largest, std::bit_cast<Bits>(values[i]) & (~Bits(0) >> 1));
+  return std::bit_cast<W>(largest);
+}
+
+/// A finite value to the nearest T, ties to even, where its range allows.
+template <class T, class W>
+T nearest(W value) {
+  if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
+    // Eigen's conversion looks for NaN first, which keeps loops from being vectorised.
+    const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
+    return Eigen::numext::bit_cast<Eigen::bfloat16>(
+        static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16));
+  } else if constexpr (sizeof(T) == 2) {
+    return static_cast<T>(static_cast<float>(value));
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+/// Calls body(begin, size) for consecutive parts of [0, count) that fit the first level of cache.
+template <class Body>
+void for_cached(std::int64_t count, const Body& body) {
+  constexpr std::int64_t kPart = 2048;
+  for (std::int64_t begin = 0; begin < count; begin += kPart)
+    body(begin, std::min(kPart, count - begin));
+}
+
+/// Stores `count` values in T, each to nearest; throws where one leaves T's range.
+template <class T, class U>
+void store(const U* values, std::int64_t count, T* stored, std::string_view name) {
+  using Wide = compute_t<U>;
+  std::vector<Wide> part;
+  for_cached(count, [&](std::int64_t begin, std::int64_t size) {
+    part.assign(values + begin, values + begin + size);
+    check_fits(static_cast<double>(largest_magnitude(part.data(), size)), StorageTraits<T>::dtype,
+               name);
+    for (std::int64_t i = 0; i < size; ++i)
+      stored[begin + i] = nearest<T>(part[static_cast<std::size_t>(i)]);
+  });
+}
+
+/// Rounds to nearest in place and writes what that added to `error`, unless it is null; throws
+/// where a value leaves the range of `storage`.
+template <class Plain>
+void round_to(DType storage, Eigen::PlainObjectBase<Plain>& values, std::string_view name,
+              Plain* error = nullptr) {
+  using W = typename Plain::Scalar;
+  if (error) error->setZero(values.rows(), values.cols());
+  const auto round = [&]<class T>(T) {
+    for_cached(values.size(), [&](std::int64_t begin, std::int64_t size) {
+      W* part = values.data() + begin;
+      check_fits(static_cast<double>(largest_magnitude(part, size)), storage, name);
+      const auto rounded = [&](std::int64_t i) {
+        return static_cast<W>(static_cast<compute_t<T>>(nearest<T>(part[i])));
+      };
+      if (error)
+        for (std::int64_t i = 0; i < size; ++i) error->data()[begin + i] = rounded(i) - part[i];
+      for (std::int64_t i = 0; i < size; ++i) part[i] = rounded(i);
+    });
+  };
   switch (storage) {
     case DType::kF64:
       return;
     case DType::kF32:
-      values = values.template cast<float>().template cast<W>().eval();
-      return;
+      return round(float{});
     case DType::kF16:
-      values = values.template cast<float>()
-                   .template cast<Eigen::half>()
-                   .template cast<float>()
-                   .template cast<W>()
-                   .eval();
-      return;
+      return round(Eigen::half{});
     case DType::kBF16:
-      values = values.template cast<float>()
-                   .template cast<Eigen::bfloat16>()
-                   .template cast<float>()
-                   .template cast<W>()
-                   .eval();
-      return;
+      return round(Eigen::bfloat16{});
   }
-}
-
-/// Rounds to nearest into T; throws where a finite value leaves T's range.
-template <class T, class Derived>
-linalg::RowMatrix<T> to_storage(const Eigen::MatrixBase<Derived>& values, std::string_view name) {
-  if (values.size() == 0) return linalg::RowMatrix<T>(values.rows(), values.cols());
-  check_fits(static_cast<double>(values.cwiseAbs().maxCoeff()), StorageTraits<T>::dtype, name);
-  if constexpr (sizeof(T) == 2)
-    return values.template cast<float>().template cast<T>();
-  else
-    return values.template cast<T>();
 }
 
 /// Root mean square of the relative rounding error of a 16-bit type: uniform within half a unit in
@@ -109,18 +152,17 @@ linalg::RowMatrix<T> to_storage(const Eigen::MatrixBase<Derived>& values, std::s
 /// (x - x̂) H (x - x̂)ᵀ, H = `gram` [r, r]: coordinates are rounded one after the other, each error
 /// being carried into those still to come as H demands (GPTQ, arXiv 2210.17323; in lattice terms
 /// Babai's nearest plane).
-inline void round_successively(DType storage, linalg::RowMatrix<float>& values,
-                               const Eigen::MatrixXd& gram, std::string_view name) {
+template <class W>
+void round_successively(DType storage, linalg::RowMatrix<W>& values,
+                        const linalg::Cholesky<double>& gram, std::string_view name) {
   const Eigen::Index rows = values.rows(), r = values.cols();
   // H = UᵀU; coordinate i is rounded knowing the errors of all k > i.
-  const Eigen::LLT<Eigen::MatrixXd> llt(gram);
-  linalg::RowMatrix<float> carry = Eigen::MatrixXd(llt.matrixU()).cast<float>();
+  linalg::RowMatrix<W> carry = gram.upper().cast<W>();
   for (Eigen::Index i = 0; i < r; ++i) carry.row(i) /= carry(i, i);
 
   // Coordinates become contiguous rows, in blocks that stay in the first levels of cache.
   constexpr Eigen::Index kBlock = 128;
-  linalg::RowMatrix<float> x, error;
-  Eigen::RowVectorXf rounded;
+  linalg::RowMatrix<W> x, error, rounded;
   for (Eigen::Index begin = 0; begin < rows; begin += kBlock) {
     const Eigen::Index n = std::min(kBlock, rows - begin);
     x = values.middleRows(begin, n).transpose();
@@ -128,7 +170,7 @@ inline void round_successively(DType storage, linalg::RowMatrix<float>& values,
     for (Eigen::Index i = r - 1; i >= 0; --i) {
       const Eigen::Index later = r - 1 - i;
       rounded = x.row(i);
-      if (later > 0) rounded.noalias() += carry.row(i).tail(later) * error.bottomRows(later);
+      linalg::add_product(rounded, carry.block(i, i + 1, 1, later), error.bottomRows(later));
       round_to(storage, rounded, name);
       error.row(i) = x.row(i) - rounded;
       x.row(i) = rounded;
@@ -144,12 +186,10 @@ template <class W>
 RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
                            const HeadSolution& solution, std::string_view name) {
   RoundedHead<W> rounded;
-  rounded.basis_error.noalias() = left * solution.basis.cast<W>().transpose();
-  rounded.basis = rounded.basis_error;
+  rounded.basis = linalg::multiply_transposed(left, linalg::RowMatrix<W>(solution.basis.cast<W>()));
   rounded.coefficients = solution.coefficients.cast<W>();
-  detail::round_to(storage, rounded.basis, std::string(name) + ".basis");
+  detail::round_to(storage, rounded.basis, std::string(name) + ".basis", &rounded.basis_error);
   detail::round_to(storage, rounded.coefficients, std::string(name) + ".coefficients");
-  rounded.basis_error = rounded.basis - rounded.basis_error;
   return rounded;
 }
 
@@ -158,34 +198,39 @@ RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
 ///  2. C is rounded successively in the norm BᵀB + ridge;
 ///  3. B is refitted to the rounded C by least squares over all d channels;
 ///  4. B is rounded successively in the norm M Mᵀ, M = [I, Cᵀ].
-/// `left_gram` is leftᵀ left.
-inline RoundedHead<float> round_aware(DType storage, const linalg::RowMatrix<float>& left,
-                                      const Eigen::MatrixXd& left_gram,
-                                      const HeadSolution& solution, std::string_view name) {
+/// `left_gram` is leftᵀ left. W is float.
+template <class W>
+RoundedHead<W> round_aware(DType storage, const linalg::RowMatrix<W>& left,
+                           const linalg::RowMatrix<double>& left_gram, const HeadSolution& solution,
+                           std::string_view name) {
+  using Mat = linalg::RowMatrix<double>;
+  using linalg::multiply, linalg::multiply_transposed, linalg::transposed_multiply;
   const Eigen::Index r = solution.basis.rows();
   const double u = detail::rms_rounding(storage);
-  const Eigen::MatrixXd gram = solution.basis * left_gram * solution.basis.transpose();  // BᵀB
+  const Mat gram = multiply_transposed(multiply(solution.basis, left_gram), solution.basis);  // BᵀB
   // The floor keeps the Gram matrix of a rank-deficient or all-zero head positive definite.
   const double floor = gram.trace() > 0 ? 1e-12 * gram.trace() / static_cast<double>(r) : 1.0;
-  Eigen::MatrixXd ridged = gram;
+  Mat ridged = gram;
   ridged.diagonal() += 3 * u * u * gram.diagonal() + Eigen::VectorXd::Constant(r, floor);
-  RoundedHead<float> rounded;
+  const linalg::Cholesky<double> ridged_factor(ridged);
+  RoundedHead<W> rounded;
   // Cᵀ = (BᵀB + ridge)⁻¹ Bᵀ W_rest with W_rest = B Cᵀ.
-  rounded.coefficients =
-      ridged.llt().solve(gram * solution.coefficients.transpose()).transpose().cast<float>();
-  detail::round_successively(storage, rounded.coefficients, ridged,
+  rounded.coefficients = ridged_factor.divide(multiply(solution.coefficients, gram)).cast<W>();
+  detail::round_successively(storage, rounded.coefficients, ridged_factor,
                              std::string(name) + ".coefficients");
-  const Eigen::MatrixXd c = rounded.coefficients.cast<double>();
-  Eigen::MatrixXd m_gram = Eigen::MatrixXd::Identity(r, r);
-  m_gram.noalias() += c.transpose() * c;  // M Mᵀ
+  const Mat c = rounded.coefficients.template cast<double>();
+  Mat m_gram = linalg::gram<double>(c);  // M Mᵀ
+  m_gram.diagonal().array() += 1;
+  const linalg::Cholesky<double> m_factor(m_gram);
   // B = W Mᵀ (M Mᵀ)⁻¹ with W Mᵀ = left (Rᵀ + restᵀ C).
-  const Eigen::MatrixXd w_m = solution.basis.transpose() + solution.rest.transpose() * c;
-  const linalg::RowMatrix<float> mix =
-      m_gram.llt().solve(w_m.transpose()).transpose().cast<float>();
-  rounded.basis.noalias() = left * mix;
-  detail::round_successively(storage, rounded.basis, m_gram, std::string(name) + ".basis");
+  Mat w_m = solution.basis.transpose();
+  linalg::add_transposed_product(w_m, solution.rest, c);
+  const linalg::RowMatrix<W> mix = m_factor.divide(std::move(w_m)).cast<W>();
+  rounded.basis = multiply(left, mix);
+  detail::round_successively(storage, rounded.basis, m_factor, std::string(name) + ".basis");
   rounded.basis_error = rounded.basis;
-  rounded.basis_error.noalias() -= left * solution.basis.cast<float>().transpose();
+  linalg::add_product_transposed(rounded.basis_error, left,
+                                 linalg::RowMatrix<W>(solution.basis.cast<W>()), W(-1));
   return rounded;
 }
 

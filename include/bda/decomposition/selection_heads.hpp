@@ -1,6 +1,5 @@
 #pragma once
 
-#include <Eigen/QR>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -11,7 +10,8 @@
 #include "bda/core/parallel.hpp"
 #include "bda/decomposition/coefficients.hpp"
 #include "bda/decomposition/head_factors.hpp"
-#include "bda/linalg/solve.hpp"
+#include "bda/linalg/cholesky.hpp"
+#include "bda/linalg/qr.hpp"
 
 namespace bda::inline v0 {
 
@@ -22,10 +22,14 @@ namespace bda::inline v0 {
 template <class S>
 class SelectionHeads {
  public:
+  /// Throws on invalid heads.
   SelectionHeads(std::span<const HeadFactors<S>> heads, int threads) : heads_(heads) {
+    check_shapes(heads);
     std::vector<char> deficient(heads.size());
     parallel_for(static_cast<std::int64_t>(heads.size()), threads, [&](std::int64_t h) {
-      deficient[static_cast<std::size_t>(h)] = suspect(heads[static_cast<std::size_t>(h)].right);
+      const auto i = static_cast<std::size_t>(h);
+      check_finite(heads[i], i);
+      deficient[i] = suspect(heads[i].right);
     });
     if (std::find(deficient.begin(), deficient.end(), 1) == deficient.end()) return;
     filled_.assign(heads.begin(), heads.end());
@@ -47,24 +51,21 @@ class SelectionHeads {
 
   static void fill(HeadFactors<S>& head, std::size_t seed) {
     const Eigen::Index d = head.right.rows(), r = head.right.cols();
-    // right = Q [T, 0; 0, 0] Z Pᵀ
-    const auto cod = detail::rank_revealing(head.right);
-    const Eigen::Index rank = cod.rank();
+    const auto [range, seen] = linalg::rank_factors(head.right, detail::kRankTolerance);
+    const Eigen::Index rank = range.cols();
     if (rank == r) return;
-    const Eigen::MatrixXd range = cod.householderQ() * Eigen::MatrixXd::Identity(d, rank);
-    const Eigen::MatrixXd seen = cod.colsPermutation() * cod.matrixZ().transpose();  // [r, r]
-    const auto kept = seen.leftCols(rank), null = seen.rightCols(r - rank);
+    const linalg::RowMatrix<double> inputs = linalg::qr(seen, r).q;  // [r, r]
+    const auto kept = inputs.leftCols(rank), null = inputs.rightCols(r - rank);
     std::mt19937_64 random(seed);
     std::normal_distribution<double> normal;
-    Eigen::MatrixXd missing =
-        Eigen::MatrixXd::NullaryExpr(d, r - rank, [&] { return normal(random); });
-    missing -= range * (range.transpose() * missing);
-    const Eigen::HouseholderQR<Eigen::MatrixXd> qr(missing);
-    const Eigen::MatrixXd directions = qr.householderQ() * Eigen::MatrixXd::Identity(d, r - rank);
+    linalg::RowMatrix<double> missing(d, r - rank);
+    for (Eigen::Index i = 0; i < missing.size(); ++i) missing.data()[i] = normal(random);
+    linalg::add_product(missing, range, linalg::transposed_multiply(range, missing), -1.0);
+    const linalg::RowMatrix<double> directions = linalg::qr(missing, r - rank).q;
     const double scale = rank > 0 ? head.right.norm() / std::sqrt(static_cast<double>(rank)) : 1.0;
-    head.right += scale * directions * null.transpose();
-    head.left =
-        (head.left.template cast<double>() * kept * kept.transpose()).eval().template cast<S>();
+    linalg::add_product_transposed(head.right, directions, null, scale);
+    const linalg::RowMatrix<double> left = head.left.template cast<double>();
+    head.left = linalg::multiply_transposed(linalg::multiply(left, kept), kept).template cast<S>();
   }
 
   std::span<const HeadFactors<S>> heads_;

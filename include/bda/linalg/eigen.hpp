@@ -1,7 +1,10 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
+#include <vector>
 
 #include "bda/core/matrix.hpp"
 #include "bda/core/tensor_view.hpp"
@@ -39,6 +42,28 @@ template <class Derived>
 bool all_finite(const Eigen::DenseBase<Derived>& values) {
   using S = typename Derived::Scalar;
   return values.size() == 0 || (values.derived().array() * S(0)).sum() == S(0);
+}
+
+/// out = mᵀ, converted. By tiles: whole rows of one are columns of the other, which the cache would
+/// not hold.
+template <class Out, class M>
+void assign_transposed(Out&& out, const M& m) {
+  using T = typename std::decay_t<Out>::Scalar;
+  constexpr Eigen::Index kTile = 16;
+  for (Eigen::Index i0 = 0; i0 < out.rows(); i0 += kTile)
+    for (Eigen::Index j0 = 0; j0 < out.cols(); j0 += kTile)
+      for (Eigen::Index i = i0; i < std::min(i0 + kTile, out.rows()); ++i)
+        for (Eigen::Index j = j0; j < std::min(j0 + kTile, out.cols()); ++j)
+          out(i, j) = static_cast<T>(m(j, i));
+}
+
+/// The rows of `m` that `order` names, in its order.
+template <class S>
+RowMatrix<S> gather_rows(const RowMatrix<S>& m, const std::vector<std::int64_t>& order) {
+  RowMatrix<S> gathered(static_cast<Eigen::Index>(order.size()), m.cols());
+  for (std::size_t i = 0; i < order.size(); ++i)
+    gathered.row(static_cast<Eigen::Index>(i)) = m.row(order[i]);
+  return gathered;
 }
 
 }  // namespace bda::inline v0::linalg

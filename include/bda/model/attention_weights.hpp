@@ -12,6 +12,7 @@
 #include "bda/core/dtype.hpp"
 #include "bda/core/index_set.hpp"
 #include "bda/core/matrix.hpp"
+#include "bda/core/parallel.hpp"
 #include "bda/model/attention_config.hpp"
 
 /// The weights of one attention layer, before and after decomposition: plain data, row-vector
@@ -176,7 +177,7 @@ std::int64_t first_non_finite(const T* values, std::int64_t count) {
 /// Throws `Error` where a tensor does not fit the config, or holds a value that is not finite (the
 /// error names the tensor and the flat index).
 template <class T>
-void validate(const AttentionWeights<T>& w) {
+void validate(const AttentionWeights<T>& w, int threads = 1) {
   const AttentionConfig& c = w.config;
   validate(c);
   detail::check_matrix("q", w.q, c.query_dim, c.heads * c.head_dim());
@@ -202,7 +203,17 @@ void validate(const AttentionWeights<T>& w) {
     if (!(l.norm_epsilon >= 0))
       throw Error("latent.norm_epsilon", "zero or more", std::to_string(l.norm_epsilon));
   }
-  w.for_each_tensor([](std::string_view name, const T* values, std::int64_t count) {
+  struct Tensor {
+    std::string_view name;
+    const T* values;
+    std::int64_t count;
+  };
+  std::vector<Tensor> tensors;
+  w.for_each_tensor([&](std::string_view name, const T* values, std::int64_t count) {
+    tensors.push_back({name, values, count});
+  });
+  parallel_for(static_cast<std::int64_t>(tensors.size()), threads, [&](std::int64_t t) {
+    const auto& [name, values, count] = tensors[static_cast<std::size_t>(t)];
     const std::int64_t i = detail::first_non_finite(values, count);
     if (i < count)
       throw Error(std::string(name) + "[" + std::to_string(i) + "]", "a finite value",

@@ -31,7 +31,9 @@ std::vector<HeadFactors<compute_t<U>>> qk_factors(const AttentionWeights<U>& w,
   const auto k = linalg::map(key);
   parallel_for(c.kv_heads, threads, [&](std::int64_t g) {
     HeadFactors<compute_t<U>>& head = heads[static_cast<std::size_t>(g)];
-    head.right = k.middleCols(g * part.width, part.width).template cast<double>();
+    head.right = k.middleCols(g * part.width, part.width)
+                     .template cast<compute_t<U>>()
+                     .template cast<double>();
     head.left.resize(c.group_size() * c.query_dim, part.width);
     for (std::int64_t j = 0; j < c.group_size(); ++j)
       head.left.middleRows(j * c.query_dim, c.query_dim) =
@@ -51,13 +53,12 @@ std::vector<HeadFactors<compute_t<U>>> vo_factors(const AttentionWeights<U>& w, 
   const auto o = linalg::map(w.o);
   parallel_for(c.kv_heads, threads, [&](std::int64_t g) {
     HeadFactors<compute_t<U>>& head = heads[static_cast<std::size_t>(g)];
-    head.right = v.middleCols(g * c.v_dim, c.v_dim).template cast<double>();
+    head.right =
+        v.middleCols(g * c.v_dim, c.v_dim).template cast<compute_t<U>>().template cast<double>();
     head.left.resize(c.group_size() * c.out_dim, c.v_dim);
     for (std::int64_t j = 0; j < c.group_size(); ++j)
-      head.left.middleRows(j * c.out_dim, c.out_dim) =
-          o.middleRows((g * c.group_size() + j) * c.v_dim, c.v_dim)
-              .transpose()
-              .template cast<compute_t<U>>();
+      linalg::assign_transposed(head.left.middleRows(j * c.out_dim, c.out_dim),
+                                o.middleRows((g * c.group_size() + j) * c.v_dim, c.v_dim));
   });
   return heads;
 }

@@ -7,7 +7,7 @@
 
 #include "bda/core/index_set.hpp"
 #include "bda/decomposition/head_factors.hpp"
-#include "bda/linalg/eigen.hpp"
+#include "bda/linalg/product.hpp"
 #include "bda/model/attention_weights.hpp"
 #include "bda/preparation/convert.hpp"
 
@@ -57,9 +57,10 @@ class LatentTransform {
 
   /// What a weight [d, any] becomes whose input is the latent. With a rotation `weight` must have
   /// the gain folded in.
-  [[nodiscard]] linalg::RowMatrix<double> applied_to(linalg::RowMatrix<double> weight) const {
-    if (rotates()) return rotation_.transpose() * weight;
-    if (!order_.empty()) return weight(order_, Eigen::all);
+  template <class S>
+  [[nodiscard]] linalg::RowMatrix<S> applied_to(linalg::RowMatrix<S> weight) const {
+    if (rotates()) return linalg::transposed_multiply(rotation_, weight);
+    if (!order_.empty()) return linalg::gather_rows(weight, order_);
     return weight;
   }
 
@@ -67,19 +68,15 @@ class LatentTransform {
   template <class T, class U>
   [[nodiscard]] LatentProjection<T> upstream(const LatentProjection<U>& l) const {
     LatentProjection<T> out;
-    const auto a = linalg::map(l.kv_a).template cast<double>();
-    const auto gain = Eigen::Map<const linalg::RowMatrix<U>>(
-                          l.kv_norm.data(), 1, static_cast<Eigen::Index>(l.kv_norm.size()))
-                          .template cast<double>();
     if (rotates()) {
-      out.kv_a = stored<T>(linalg::RowMatrix<double>(a * rotation_), "latent.kv_a");
+      const linalg::RowMatrix<double> a = linalg::map(l.kv_a).template cast<double>();
+      out.kv_a = stored<T>(linalg::multiply(a, rotation_), "latent.kv_a");
       out.kv_norm.assign(l.kv_norm.size(), static_cast<T>(1.0f));
-    } else if (!order_.empty()) {
-      out.kv_a = stored<T>(linalg::RowMatrix<double>(a(Eigen::all, order_)), "latent.kv_a");
-      out.kv_norm = stored<T>(linalg::RowMatrix<double>(gain(0, order_)), "latent.kv_norm").values;
     } else {
       out.kv_a = convert<T>(l.kv_a, "latent.kv_a");
       out.kv_norm = convert<T>(l.kv_norm, "latent.kv_norm");
+      for (std::int64_t i = 0; i < out.kv_a.rows; ++i) reorder(&out.kv_a(i, 0));
+      reorder(out.kv_norm.data());
     }
     out.q_a = convert<T>(l.q_a, "latent.q_a");
     out.q_norm = convert<T>(l.q_norm, "latent.q_norm");
@@ -91,11 +88,19 @@ class LatentTransform {
   [[nodiscard]] static Matrix<T> stored(const linalg::RowMatrix<double>& values,
                                         std::string_view name) {
     Matrix<T> m(values.rows(), values.cols());
-    linalg::map(m) = to_storage<T>(values, name);
+    store<T>(values.data(), values.size(), m.data(), name);
     return m;
   }
 
  private:
+  /// Puts one value a channel into the new order.
+  template <class T>
+  void reorder(T* values) const {
+    const std::vector<T> old(values, values + order_.size());
+    for (std::size_t i = 0; i < order_.size(); ++i)
+      values[i] = old[static_cast<std::size_t>(order_[i])];
+  }
+
   linalg::RowMatrix<double> rotation_;  // Q [d, d], or empty
   std::vector<std::int64_t> order_;     // new channel i is old channel order[i], or empty
 };

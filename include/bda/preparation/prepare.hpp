@@ -36,7 +36,7 @@ class Preparation {
   }
 
   PreparedLayer<T> run() {
-    validate(plain_);
+    validate(plain_, options_.threads);
     check_request();
     extract_factors();
     choose_basis();
@@ -45,22 +45,9 @@ class Preparation {
     AttentionWeights<T>& out = result.weights;
     start_from_plain(out);
     result.report.bytes_before = bytes_in_storage();
-    if (options_.sides.qk) {
-      const auto done =
-          decompose_heads<Work>(std::span<const Head>(qk_), *qk_basis_, StorageTraits<T>::dtype,
-                                options_.rounding, options_.threads);
-      place_qk(done, out);
-      result.report.qk = done.report;
-    }
-    if (options_.sides.vo) {
-      const auto done =
-          decompose_heads<Work>(std::span<const Head>(vo_), *vo_basis_, StorageTraits<T>::dtype,
-                                options_.rounding, options_.threads);
-      place_vo(done, out);
-      result.report.vo = done.report;
-    }
+    if (options_.sides.qk) result.report.qk = decompose_qk(out);
+    if (options_.sides.vo) result.report.vo = decompose_vo(out);
     result.report.bytes_after = out.bytes();
-    validate(out);
     return result;
   }
 
@@ -68,6 +55,12 @@ class Preparation {
   using Mat = linalg::RowMatrix<double>;
   using Work = work_t<T>;
   using Head = HeadFactors<compute_t<U>>;
+
+  /// What the biases of a side need to know of a head's decomposition.
+  struct Solved {
+    Mat basis;  // R
+    std::int64_t rank;
+  };
 
   void check_request() const {
     const Sides sides = options_.sides;
@@ -82,6 +75,9 @@ class Preparation {
     if (sides.qk && config_.qk_dim == 0 && config_.shared_rope_key)
       throw Error("sides.qk", "a key of its own for each K/V head",
                   "one rotated key for all heads");
+    if (sides.qk && config_.qk_dim == 0 && plain_.latent)
+      throw Error("sides.qk", "a key that is computed from the latent",
+                  "a rotated key, which is computed from the hidden state");
     if (std::holds_alternative<LatentRotation>(strategy_) && !plain_.latent)
       throw Error("basis",
                   "a strategy that leaves the channels in place (there is no latent to turn)",
@@ -150,7 +146,8 @@ class Preparation {
 
   /// Everything the two sides will not replace, in the transformed latent's channels.
   void start_from_plain(AttentionWeights<T>& out) const {
-    out = convert<T>(plain_);
+    out = convert_except<T>(plain_, options_.sides.qk && !forced_rope(), options_.sides.vo,
+                            options_.threads);
     if (transform_.identity()) return;
     out.latent = transform_.template upstream<T>(*plain_.latent);
     const auto transformed = [&](const Matrix<U>& weight, std::string_view name) {
@@ -168,45 +165,80 @@ class Preparation {
            static_cast<std::int64_t>(sizeof(T));
   }
 
-  /// Coefficients of all heads side by side, [d - r, kv_heads, r].
-  void place_coefficients(const DecomposedHeads<Work>& done, const IndexSet& basis,
-                          KvProjection<T>& projection) const {
-    const auto n = static_cast<std::int64_t>(done.heads.size());
+  /// Decomposes the heads of a side, places their coefficients side by side in `projection`,
+  /// [d - r, kv_heads, r], and hands each head's stored basis to place(head, basis). A head and its
+  /// factors are let go as soon as they are placed: a layer in float is large.
+  template <class Place>
+  std::vector<Solved> decompose(std::vector<Head>& heads, const IndexSet& basis,
+                                KvProjection<T>& projection, DecompositionReport& report,
+                                const Place& place) const {
+    check_basis(std::span<const Head>(heads), basis);
     const std::int64_t r = basis.size();
-    projection.weight = Matrix<T>(basis.dim() - r, n * r);
-    auto weight = linalg::map(projection.weight);
-    parallel_for(n, options_.threads, [&](std::int64_t h) {
-      weight.middleCols(h * r, r) =
-          done.heads[static_cast<std::size_t>(h)].coefficients.template cast<T>();
-    });
+    projection.weight = Matrix<T>(basis.dim() - r, config_.kv_heads * r);
     projection.basis = basis;
+    auto weight = linalg::map(projection.weight);
+    std::vector<Solved> solved(heads.size());
+    report.heads.resize(heads.size());
+    parallel_for(config_.kv_heads, options_.threads, [&](std::int64_t g) {
+      const auto i = static_cast<std::size_t>(g);
+      auto done =
+          decompose_head<Work>(heads[i], basis, StorageTraits<T>::dtype, options_.rounding, i);
+      heads[i] = {};
+      weight.middleCols(g * r, r) = done.stored.coefficients.template cast<T>();
+      place(g, done.stored.basis);
+      solved[i] = {std::move(done.solution.basis), done.solution.rank};
+      report.heads[i] = done.report;
+    });
+    return solved;
   }
 
-  void place_qk(const DecomposedHeads<Work>& done, AttentionWeights<T>& out) const {
+  DecompositionReport decompose_qk(AttentionWeights<T>& out) {
     KvProjection<T>& key = forced_rope() ? out.k_rope : out.k;
-    place_coefficients(done, *qk_basis_, key);
     auto q = linalg::map(out.q);
     const std::int64_t group = config_.group_size(), stride = config_.head_dim();
-    parallel_for(config_.heads, options_.threads, [&](std::int64_t head) {
-      q.middleCols(head * stride + part_.offset, part_.width) =
-          done.heads[static_cast<std::size_t>(head / group)]
-              .basis.middleRows(head % group * config_.query_dim, config_.query_dim)
-              .template cast<T>();
-    });
+    DecompositionReport report;
+    const std::vector<Solved> solved =
+        decompose(qk_, *qk_basis_, key, report, [&](std::int64_t g, const auto& basis) {
+          for (std::int64_t j = 0; j < group; ++j)
+            q.middleCols((g * group + j) * stride + part_.offset, part_.width) =
+                basis.middleRows(j * config_.query_dim, config_.query_dim).template cast<T>();
+        });
+    place_qk_biases(solved, key, out);
+    return report;
+  }
+
+  DecompositionReport decompose_vo(AttentionWeights<T>& out) {
+    auto o = linalg::map(out.o);
+    const std::int64_t group = config_.group_size(), width = config_.v_dim;
+    DecompositionReport report;
+    const std::vector<Solved> solved =
+        decompose(vo_, *vo_basis_, out.v, report, [&](std::int64_t g, const auto& basis) {
+          for (std::int64_t j = 0; j < group; ++j)
+            linalg::assign_transposed(o.middleRows((g * group + j) * width, width),
+                                      basis.middleRows(j * config_.out_dim, config_.out_dim));
+        });
+    place_vo_biases(solved, out);
+    return report;
+  }
+
+  void place_qk_biases(const std::vector<Solved>& solved, KvProjection<T>& key,
+                       AttentionWeights<T>& out) const {
+    const std::int64_t group = config_.group_size(), stride = config_.head_dim();
     Mat q_bias = Mat::Zero(config_.heads, stride);
     Mat constant = Mat::Zero(config_.kv_heads, part_.width);
     for (std::int64_t g = 0; g < config_.kv_heads; ++g) {
-      const auto i = static_cast<std::size_t>(g);
-      for (std::int64_t j = 0; j < group; ++j) {
-        const std::int64_t head = g * group + j;
-        q_bias.row(head) = bias_row(plain_.q_bias, head, stride, 0, stride);
-        q_bias.row(head).segment(part_.offset, part_.width) *= done.solutions[i].basis.transpose();
+      const Solved& head = solved[static_cast<std::size_t>(g)];
+      for (std::int64_t j = 0; j < group && !plain_.q_bias.empty(); ++j) {
+        Mat bias = bias_row(plain_.q_bias, g * group + j, stride, 0, stride);
+        auto part = bias.middleCols(part_.offset, part_.width);
+        part = linalg::multiply_transposed(part, head.basis);
+        q_bias.row(g * group + j) = bias;
       }
       if (!plain_key().bias.empty() && options_.bias_form == BiasForm::kGeneral) {
-        const BiasSplit split = split_bias(
-            bias_row(plain_key().bias, g, part_.width, 0, part_.width), done.solutions[i]);
+        const BiasSplit split =
+            split_bias(bias_row(plain_key().bias, g, part_.width, 0, part_.width), head.basis);
         // What a rank-deficient key cannot carry adds the same to a query's every logit.
-        if (!split.exact) require_plain_softmax("k.bias", g, done.solutions[i]);
+        if (!split.exact) require_plain_softmax("k.bias", g, head.rank);
         constant.row(g) = split.constant;
       }
     }
@@ -216,49 +248,40 @@ class Preparation {
       key.bias = LatentTransform::stored<T>(constant, "k.bias").values;
   }
 
-  void place_vo(const DecomposedHeads<Work>& done, AttentionWeights<T>& out) const {
-    place_coefficients(done, *vo_basis_, out.v);
-    auto o = linalg::map(out.o);
+  void place_vo_biases(const std::vector<Solved>& solved, AttentionWeights<T>& out) const {
+    if (plain_.v.bias.empty()) return;
     const auto plain_o = linalg::map(plain_.o);
     const std::int64_t group = config_.group_size(), width = config_.v_dim;
-    const bool biased = !plain_.v.bias.empty();
     const bool fold = options_.bias_form == BiasForm::kFolded;
     Mat o_bias = bias_row(plain_.o_bias, 0, 0, 0, config_.out_dim);
     Mat constant = Mat::Zero(config_.kv_heads, width);
-    parallel_for(config_.heads, options_.threads, [&](std::int64_t head) {
-      o.middleRows(head * width, width) =
-          done.heads[static_cast<std::size_t>(head / group)]
-              .basis.middleRows(head % group * config_.out_dim, config_.out_dim)
-              .transpose()
-              .template cast<T>();
-    });
     bool folded = false;
-    for (std::int64_t g = 0; biased && g < config_.kv_heads; ++g) {
-      const auto i = static_cast<std::size_t>(g);
-      Eigen::RowVectorXd to_output = bias_row(plain_.v.bias, g, width, 0, width);
+    for (std::int64_t g = 0; g < config_.kv_heads; ++g) {
+      const Solved& head = solved[static_cast<std::size_t>(g)];
+      Mat to_output = bias_row(plain_.v.bias, g, width, 0, width);
       if (!fold) {
-        BiasSplit split = split_bias(to_output, done.solutions[i]);
+        BiasSplit split = split_bias(to_output, head.basis);
         constant.row(g) = split.constant;
         if (split.exact) continue;
         // What a rank-deficient value cannot carry reaches the output as a constant.
-        require_plain_softmax("v.bias", g, done.solutions[i]);
-        to_output = split.lost;
+        require_plain_softmax("v.bias", g, head.rank);
+        to_output = std::move(split.lost);
       }
       for (std::int64_t j = 0; j < group; ++j)
-        o_bias +=
-            to_output * plain_o.middleRows((g * group + j) * width, width).template cast<double>();
+        linalg::add_product(
+            o_bias, to_output,
+            Mat(plain_o.middleRows((g * group + j) * width, width).template cast<double>()));
       folded = true;
     }
     if (folded) out.o_bias = LatentTransform::stored<T>(o_bias, "o_bias").values;
     out.v.bias.clear();
-    if (biased && !fold) out.v.bias = LatentTransform::stored<T>(constant, "v.bias").values;
+    if (!fold) out.v.bias = LatentTransform::stored<T>(constant, "v.bias").values;
   }
 
-  void require_plain_softmax(const char* name, std::int64_t head,
-                             const HeadSolution& solution) const {
+  void require_plain_softmax(const char* name, std::int64_t head, std::int64_t rank) const {
     if (plain_.sinks.empty() && config_.logit_softcap == 0) return;
     throw Error(std::string(name) + " of head " + std::to_string(head),
-                "a bias within the span of its head's " + std::to_string(solution.rank) +
+                "a bias within the span of its head's " + std::to_string(rank) +
                     " independent channels (with sinks or a soft-cap nothing else is exact)",
                 "one outside it");
   }

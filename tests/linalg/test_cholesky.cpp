@@ -1,4 +1,4 @@
-#include <bda/linalg/solve.hpp>
+#include <bda/linalg/cholesky.hpp>
 #include <catch2/catch_template_test_macros.hpp>
 #include <limits>
 #include <random>
@@ -20,11 +20,10 @@ RowMatrix<S> random_matrix(std::int64_t rows, std::int64_t cols, std::mt19937& r
 template <class S>
 void check_condensed(const RowMatrix<S>& a) {
   const RowMatrix<double> wide = a.template cast<double>();
-  const RowMatrix<S> factor = condense(a);
+  const RowMatrix<double> l = condense(a);
   const auto m = static_cast<double>(a.rows()), r = static_cast<double>(a.cols());
-  REQUIRE(factor.rows() == a.cols());
-  REQUIRE(factor.cols() == a.cols());
-  const RowMatrix<double> l = factor.template cast<double>();
+  REQUIRE(l.rows() == a.cols());
+  REQUIRE(l.cols() == a.cols());
   const double error = (l.transpose() * l - wide.transpose() * wide).norm();
   const double bound = (m + 2 * r * (r + 1)) *
                        static_cast<double>(std::numeric_limits<S>::epsilon()) * wide.squaredNorm();
