@@ -1,12 +1,8 @@
 #pragma once
 
-#include <Eigen/QR>
 #include <bda/decomposition/basis.hpp>
 #include <bda/decomposition/head_factors.hpp>
-#include <bda/decomposition/noise.hpp>
-#include <cmath>
 #include <cstdint>
-#include <random>
 #include <span>
 #include <vector>
 
@@ -19,32 +15,11 @@ struct Spectrum {
 };
 inline constexpr Spectrum kGaussian{0, 0}, kModerate{0.5, 0.5}, kSteep{1, 1};
 
-/// Heads with m left rows, d channels and width r.
+/// Heads with m left rows, d channels and width r. For float and double.
 template <class S = double>
 std::vector<bda::HeadFactors<S>> random_heads(std::uint64_t seed, int count, Eigen::Index m,
                                               Eigen::Index d, Eigen::Index r,
-                                              Spectrum spectrum = kGaussian) {
-  std::mt19937_64 bits(seed);
-  std::normal_distribution<double> normal;
-  const auto random = [&](Eigen::Index rows, Eigen::Index cols) -> Eigen::MatrixXd {
-    return Eigen::MatrixXd::NullaryExpr(rows, cols, [&] { return normal(bits); });
-  };
-  const Eigen::VectorXd decay =
-      Eigen::ArrayXd::LinSpaced(r, 1, static_cast<double>(r)).pow(-spectrum.decay);
-  const auto mixed = [&](Eigen::Index rows) -> Eigen::MatrixXd {
-    const Eigen::MatrixXd turn = random(r, r).householderQr().householderQ();
-    return random(rows, r) * decay.asDiagonal() * turn;
-  };
-  std::vector<bda::HeadFactors<S>> heads;
-  for (int h = 0; h < count; ++h) {
-    const Eigen::VectorXd scale = (spectrum.spread * random(d, 1)).array().exp();
-    const Eigen::MatrixXd left = mixed(m), right = scale.asDiagonal() * mixed(d);
-    bda::HeadFactors<S>& head = heads.emplace_back();
-    head.left = left.template cast<S>();
-    head.right = right;
-  }
-  return heads;
-}
+                                              Spectrum spectrum = kGaussian);
 
 /// As the strategies take them: their scalar is not deduced from a vector.
 template <class S>
@@ -53,52 +28,13 @@ std::span<const bda::HeadFactors<S>> view(const std::vector<bda::HeadFactors<S>>
 }
 
 /// The same heads in double.
-inline std::vector<bda::HeadFactors<double>> widened(
-    const std::vector<bda::HeadFactors<float>>& heads) {
-  std::vector<bda::HeadFactors<double>> wide(heads.size());
-  for (std::size_t h = 0; h < heads.size(); ++h) {
-    wide[h].left = heads[h].left.cast<double>();
-    wide[h].right = heads[h].right;
-  }
-  return wide;
-}
+std::vector<bda::HeadFactors<double>> widened(const std::vector<bda::HeadFactors<float>>& heads);
 
 /// alpha of each head, after the basis's rotation where it has one.
-inline Eigen::VectorXd alphas(const std::vector<bda::HeadFactors<double>>& heads,
-                              const bda::Basis& basis) {
-  Eigen::VectorXd result(static_cast<Eigen::Index>(heads.size()));
-  for (std::size_t h = 0; h < heads.size(); ++h) {
-    bda::HeadFactors<double> head = heads[h];
-    if (basis.rotation.size() > 0) head.right = (basis.rotation.transpose() * head.right).eval();
-    result(static_cast<Eigen::Index>(h)) = bda::noise_amplification(head, basis.channels);
-  }
-  return result;
-}
+Eigen::VectorXd alphas(const std::vector<bda::HeadFactors<double>>& heads, const bda::Basis& basis);
 
 /// |W P - B [I, Cᵀ]|_F of a head decomposed over `basis`, over what rounding in double can
 /// explain; W in rotated coordinates where there are any.
-inline double reproduction_error(bda::HeadFactors<double> head, const bda::Basis& basis) {
-  const Eigen::MatrixXd original = head.left * head.right.transpose();
-  Eigen::MatrixXd expected = original;
-  if (basis.rotation.size() > 0) {
-    head.right = (basis.rotation.transpose() * head.right).eval();
-    expected = original * basis.rotation;
-  }
-  const Eigen::MatrixXd rows = head.right(basis.channels.indices(), Eigen::all);
-  const Eigen::MatrixXd rest = head.right(basis.channels.rest(), Eigen::all);
-  const Eigen::MatrixXd c =
-      Eigen::PartialPivLU<Eigen::MatrixXd>(rows.transpose()).solve(rest.transpose()).transpose();
-  const Eigen::MatrixXd b = head.left * rows.transpose();
-  Eigen::MatrixXd difference = expected;
-  difference(Eigen::all, basis.channels.indices()) -= b;
-  difference(Eigen::all, basis.channels.rest()) -= b * c.transpose();
-  // A product of inner length k is off by at most k eps |.||.| in norm. Those of length d are the
-  // rotation (three of them counting its departure from orthogonality), those of length r the two
-  // with W, B and C and the solve, whose residual LU with pivoting bounds the same way, up to a
-  // growth of a few.
-  const double d = static_cast<double>(head.right.rows());
-  const double bound = 8 * d * 0x1p-52 * head.left.norm() * head.right.norm() * (1 + c.norm());
-  return difference.norm() / bound;
-}
+double reproduction_error(bda::HeadFactors<double> head, const bda::Basis& basis);
 
 }  // namespace bda_test
