@@ -48,7 +48,9 @@ inline std::optional<HeadSolution> try_solve(const linalg::RowMatrix<double>& ri
   // C R = rest, solved as Rᵀ Cᵀ = restᵀ.
   const Eigen::PartialPivLU<Eigen::MatrixXd> lu(s.basis.transpose());
   basis_rank = s.rank = basis.size();
-  if (lu.rcond() >= kSuspectCondition) {
+  // Eigen's estimate is no estimate where a pivot is exactly zero (two equal columns).
+  const bool regular = (lu.matrixLU().diagonal().array() != 0).all();
+  if (regular && lu.rcond() >= kSuspectCondition) {
     s.coefficients = lu.solve(s.rest.transpose()).transpose();
     return s;
   }
