@@ -115,6 +115,16 @@ TEST_CASE("Dense matrices that cannot be decomposed are refused", "[decompose_ma
   CHECK(message(5) == "W: expected finite values, got Inf or NaN");
 }
 
+TEST_CASE("Factors with two equal columns are decomposed exactly", "[decompose_matrix]") {
+  std::mt19937 random(5);
+  const linalg::RowMatrix<double> left = random_matrix<double>(random, 20, 6);
+  linalg::RowMatrix<double> right = random_matrix<double>(random, 30, 6);
+  right.col(5) = right.col(4);  // a pivot of exactly zero
+  const auto d = column_decomposition<double>(left, right, JointPivot{});
+  const Mat w = left * right.transpose();
+  CHECK((columns_rebuilt(d) - w).norm() <= 1e-9 * w.norm());
+}
+
 TEST_CASE("Strategies have names", "[basis_strategy]") {
   for (const char* name :
        {"first_r", "last_r", "residual_min", "best_slice", "joint_pivot", "latent_rotation"})
