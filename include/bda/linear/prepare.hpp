@@ -32,8 +32,9 @@ namespace detail {
 
 template <class T, class Derived>
 Matrix<T> stored(const Eigen::MatrixBase<Derived>& values, std::string_view name) {
-  Matrix<T> m(values.rows(), values.cols());
-  linalg::map(m) = bda::detail::to_storage<T>(values, name);
+  const linalg::RowMatrix<typename Derived::Scalar> rows = values;
+  Matrix<T> m(rows.rows(), rows.cols());
+  bda::detail::store(rows.data(), rows.size(), m.data(), name);
   return m;
 }
 
