@@ -16,6 +16,7 @@ set(allowed_attention model core)
 set(allowed_conv_basis core Eigen unsupported)
 set(allowed_cpu attention model linalg core Eigen)
 set(allowed_linear cpu decomposition linalg core Eigen)
+set(allowed_training attention model linalg core Eigen)
 # Device code: neither linalg nor Eigen, whatever else is added here.
 set(allowed_cuda attention model core toolkit)
 set(allowed_cuda_backend cuda attention model core toolkit)
@@ -62,7 +63,8 @@ foreach(header IN LISTS headers)
 endforeach()
 
 # Including the umbrellas includes every header.
-set(reached bda.hpp checkpoint.hpp conv_basis.hpp linear.hpp cuda.hpp cuda.cuh cuda_backend.hpp)
+set(reached bda.hpp checkpoint.hpp conv_basis.hpp linear.hpp training.hpp cuda.hpp cuda.cuh
+    cuda_backend.hpp)
 set(next ${reached})
 while(next)
   list(POP_FRONT next header)
