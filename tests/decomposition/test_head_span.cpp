@@ -1,5 +1,6 @@
 #include <Eigen/Cholesky>
 #include <bda/decomposition/head_span.hpp>
+#include <bda/decomposition/noise.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
