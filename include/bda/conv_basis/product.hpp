@@ -2,8 +2,10 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <cmath>
 #include <complex>
 #include <cstdint>
+#include <limits>
 
 #include "bda/conv_basis/basis.hpp"
 #include "bda/conv_basis/convolution.hpp"
