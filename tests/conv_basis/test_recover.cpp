@@ -98,6 +98,14 @@ TEST_CASE("What contradicts the assumptions is reported", "[conv_basis]") {
   CHECK(found.largest_deviation == 3);
   CHECK_FALSE(found.assumptions_held());
 
+  // the columns behind the last window are not searched, but the last of them is looked at
+  DenseColumns tail{conv(b, 64)};
+  tail.h(63, 63) += 5;
+  found = recover(tail, options);
+  CHECK(found.basis.terms() == 1);
+  CHECK(found.largest_deviation == 5);
+  CHECK(found.deviation_column == 63);
+
   // more terms than were allowed
   const RandomBasis many(random, 64, 6, 4);
   found =

@@ -111,10 +111,9 @@ void look_for_violations(const Source& source, const RecoverOptions& options, Re
   for (std::int64_t i = 0; i < options.sampled_columns; ++i)
     columns.push_back(n * (2 * i + 1) / (2 * options.sampled_columns));
   // Where a change was missed, the last column of a run shows it most.
-  for (std::int64_t i = 0; i < std::min(k, options.sampled_columns); ++i) {
-    const std::int64_t term = i * k / std::min(k, options.sampled_columns);
-    columns.push_back(r.basis.end(term) - 1);
-  }
+  // Runs at equal distances; the last run, which no search looks behind, is always one of them.
+  const std::int64_t runs = std::min(k, options.sampled_columns);
+  for (std::int64_t i = 1; i <= runs; ++i) columns.push_back(r.basis.end(i * k / runs - 1) - 1);
   for (std::int64_t j : columns) {
     const double deviation = (source.column(j, n - j) - r.basis.column_of_matrix(j, n - j))
                                  .template lpNorm<Eigen::Infinity>();
