@@ -9,6 +9,7 @@ also the bandwidth of a large copy in the same run.
 """
 
 import ctypes
+import datetime
 import json
 import random
 import statistics
@@ -75,7 +76,13 @@ def main():
     library = ctypes.CDLL(sys.argv[1])
     pointer = lambda x: ctypes.c_void_p(x.data_ptr())
     workspace = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    results = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "runs": []}
+    results = {
+        "device": torch.cuda.get_device_name(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "torch": torch.__version__,
+        "runs": [],
+    }
     random.seed(1)
     torch.manual_seed(1)
 

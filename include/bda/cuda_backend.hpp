@@ -1,7 +1,7 @@
 #pragma once
 
-/// BDAttention on NVIDIA GPUs: attention_backend over the kernels of cuda.hpp and cublasLt, for
-/// plain C++ files. One .cu file of the program holds the kernels: see cuda.cuh.
+/// BDAttention on NVIDIA GPUs: CudaBackend over the kernels of cuda.hpp and cublasLt, for plain C++
+/// files. One .cu file of the program holds the kernels: see cuda.cuh.
 #include "bda/attention/bd_attention.hpp"
 #include "bda/cuda_backend/backend.hpp"
 #include "bda/cuda_backend/device_array.hpp"
