@@ -15,6 +15,7 @@
 #include "bda/core/status.hpp"
 #include "bda/cuda/attend/attend.hpp"
 #include "bda/cuda/attention_ready/attention_ready.hpp"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/layer/layer.hpp"
 #include "bda/cuda/projection/projection.hpp"
 #include "bda/cuda_backend/device_array.hpp"
@@ -163,7 +164,6 @@ class CudaBackend {
     std::size_t bytes = 0;
     void* blas = nullptr;
     T *query_latent, *q, *latent, *keys, *values, *nope, *rope, *v_rows, *scratch, *attended;
-    std::int64_t* slots = nullptr;
     std::byte* attend = nullptr;
     std::size_t attend_bytes = 0;
 
@@ -281,10 +281,8 @@ class CudaBackend {
       return Status{};
     };
     const auto aligned = [](const char* what, const auto& view) {
-      const auto rest = reinterpret_cast<std::uintptr_t>(view.data) % 16;
-      if (rest != 0)
-        return Status::invalid(what, "a multiple of 16 bytes, modulo 16", 0,
-                               static_cast<std::int64_t>(rest));
+      if (const std::int64_t rest = cuda::detail::misalignment(view.data, 16); rest != 0)
+        return Status::invalid(what, "a multiple of 16 bytes, modulo 16", 0, rest);
       return Status{};
     };
     for (const Status& s : {even("x.stride(0)", args.x), even("context.stride(0)", args.context),
@@ -306,10 +304,8 @@ class CudaBackend {
       return Status::error(Status::Code::kWorkspaceTooSmall, "workspace.size()",
                            "at least workspace_size", static_cast<std::int64_t>(b.bytes),
                            static_cast<std::int64_t>(workspace.size()));
-    if (reinterpret_cast<std::uintptr_t>(workspace.data()) % 256 != 0)
-      return Status::invalid(
-          "workspace.data()", "a multiple of", 256,
-          static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(workspace.data()) % 256));
+    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
+      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
     if (Status s = queries(args, cache, b, stream); !s.ok()) return s;
     if (Status s = keys_and_values(args, cache, b, stream); !s.ok()) return s;
     if (Status s =

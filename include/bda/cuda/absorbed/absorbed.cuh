@@ -5,6 +5,7 @@
 #include "bda/cuda/absorbed/absorbed.hpp"
 #include "bda/cuda/absorbed/kernel_simt.cuh"
 #include "bda/cuda/absorbed/kernel_sm90.cuh"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/projection.cuh"
 
 /// The bodies of absorbed.hpp.
@@ -84,11 +85,9 @@ Status run(const AbsorbedArguments<T>& args, const DeviceInfo& device, void* wor
            std::size_t workspace_bytes, cudaStream_t stream) {
   if (Status s = check_arguments(args); !s.ok()) return s;
   if (args.x.extent(0) == 0) return {};
-  const std::size_t needed = workspace_size(args, device);
-  if (workspace_bytes < needed || (needed > 0 && workspace == nullptr))
-    return Status::error(Status::Code::kWorkspaceTooSmall, "workspace_bytes",
-                         "at least workspace_size", static_cast<std::int64_t>(needed),
-                         static_cast<std::int64_t>(workspace_bytes));
+  if (Status s = detail::check_workspace(workspace_size(args, device), workspace, workspace_bytes);
+      !s.ok())
+    return s;
   const AbsorbedConfig config = config_for(args, device);
   if (Status s = validate(config, args.shape(), device); !s.ok()) return s;
   if (args.product == AbsorbedProduct::kQuery)

@@ -6,6 +6,7 @@
 #include "bda/core/status.hpp"
 #include "bda/core/tensor_view.hpp"
 #include "bda/cuda/absorbed/config.hpp"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/element.hpp"
 #include "bda/cuda/projection/packing.hpp"
 
@@ -86,16 +87,10 @@ template <class T>
   if (args.x.stride(0) < 0 || args.x.stride(1) < 0)
     return Status::invalid("x.stride(0) and x.stride(1)", "at least", 0,
                            args.x.stride(0) < 0 ? args.x.stride(0) : args.x.stride(1));
-  // Tokens outside heads or heads outside tokens: no two elements of out coincide.
   const std::int64_t tokens = args.out.extent(0), row = args.out.extent(2);
-  const std::int64_t token_stride = args.out.stride(0), head_stride = args.out.stride(1);
-  const bool token_major =
-      head_stride >= row && (tokens < 2 || token_stride >= (p.heads - 1) * head_stride + row);
-  const bool head_major =
-      token_stride >= row && (p.heads < 2 || head_stride >= (tokens - 1) * token_stride + row);
-  if (!token_major && !head_major)
+  if (!detail::keeps_rows_apart(tokens, p.heads, row, args.out.stride(0), args.out.stride(1)))
     return Status::invalid("out.stride(1)", "strides that keep the rows of out apart, at least",
-                           row, head_stride);
+                           row, args.out.stride(1));
   if (tokens == 0) return {};
   if (args.x.data == nullptr) return Status::invalid("x.data", "not null, unlike", 0, 0);
   if (args.coefficients == nullptr)
@@ -114,16 +109,15 @@ template <class T>
         return Status::invalid(i == 0 ? "out.stride(0)" : "out.stride(1)", "a multiple of", 8,
                                args.out.stride(i));
     }
-    const auto misaligned = [](const void* pointer, std::uintptr_t bytes) {
-      return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(pointer) % bytes);
-    };
-    if (misaligned(args.x.data, 16))
-      return Status::invalid("x.data modulo 16", "equal to", 0, misaligned(args.x.data, 16));
-    if (misaligned(args.out.data, 16))
-      return Status::invalid("out.data modulo 16", "equal to", 0, misaligned(args.out.data, 16));
-    if (misaligned(args.coefficients, 128))
+    if (detail::misalignment(args.x.data, 16))
+      return Status::invalid("x.data modulo 16", "equal to", 0,
+                             detail::misalignment(args.x.data, 16));
+    if (detail::misalignment(args.out.data, 16))
+      return Status::invalid("out.data modulo 16", "equal to", 0,
+                             detail::misalignment(args.out.data, 16));
+    if (detail::misalignment(args.coefficients, 128))
       return Status::invalid("coefficients modulo 128", "equal to", 0,
-                             misaligned(args.coefficients, 128));
+                             detail::misalignment(args.coefficients, 128));
   }
   return {};
 }

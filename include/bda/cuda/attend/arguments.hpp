@@ -6,6 +6,7 @@
 #include "bda/core/status.hpp"
 #include "bda/core/tensor_view.hpp"
 #include "bda/cuda/attend/config.hpp"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/arguments.hpp"
 
 /// What the built-in attention step takes.
@@ -86,10 +87,8 @@ template <class T>
     for (int i = 0; i < 3; ++i)
       if (view.stride(i) % 8 != 0 || view.stride(i) < 0)
         return Status::invalid(names[1 + i], "a multiple of", 8, view.stride(i));
-    const auto misaligned = reinterpret_cast<std::uintptr_t>(view.data) % 16;
-    if (misaligned != 0)
-      return Status::invalid(names[0], "a multiple of 16 bytes, modulo 16", 0,
-                             static_cast<std::int64_t>(misaligned));
+    if (const std::int64_t rest = detail::misalignment(view.data, 16); rest != 0)
+      return Status::invalid(names[0], "a multiple of 16 bytes, modulo 16", 0, rest);
     return Status{};
   };
   if (Status c = check_view(args.q,

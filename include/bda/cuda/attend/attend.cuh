@@ -5,6 +5,7 @@
 #include "bda/cuda/attend/attend.hpp"
 #include "bda/cuda/attend/kernel_rows.cuh"
 #include "bda/cuda/attend/kernel_sm90_tile.cuh"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/projection.cuh"
 
 /// The bodies of attend.hpp.
@@ -85,15 +86,15 @@ Status run_rows(const AttendArguments<T>& a, const AttendConfig& config, float* 
   p.softcap = a.softcap;
   p.causal = a.causal;
   p.window = static_cast<int>(a.window);
-  const bool one = s.rows() == 1;
-  const std::int64_t row_blocks = ceil_div(s.rows(), one ? 1 : 4) * s.kv_heads;
+  const std::int64_t row_blocks = ceil_div(s.rows(), attend_rows(s)) * s.kv_heads;
   if (row_blocks > 65535) return Status::invalid("blocks of 4 rows", "at most", 65535, row_blocks);
   if (s.queries * s.heads > 0x7fffffff)
     return Status::invalid("queries x heads", "at most", 0x7fffffff, s.queries * s.heads);
   const LaunchShape shape{dim3(to_grid(p.splits), to_grid(row_blocks), to_grid(s.batch)),
                           rows_attention::kThreads, 0};
   if (Status e =
-          launch("rows launch", one ? rows_kernel<T, kQk, kV, 1> : rows_kernel<T, kQk, kV, 4>,
+          launch("rows launch",
+                 attend_rows(s) == 1 ? rows_kernel<T, kQk, kV, 1> : rows_kernel<T, kQk, kV, 4>,
                  shape, a.dependent_launch, stream, p);
       !e.ok() || p.partial == nullptr)
     return e;
@@ -118,11 +119,9 @@ Status run(const AttendArguments<T>& args, const DeviceInfo& device, void* works
   if (shape.batch == 0 || shape.queries == 0) return {};
   const AttendConfig config = config_for(args, device);
   if (Status s = validate(config, shape, device); !s.ok()) return s;
-  const std::size_t needed = workspace_size(args, device);
-  if (workspace_bytes < needed || (needed > 0 && workspace == nullptr))
-    return Status::error(Status::Code::kWorkspaceTooSmall, "workspace_bytes",
-                         "at least workspace_size", static_cast<std::int64_t>(needed),
-                         static_cast<std::int64_t>(workspace_bytes));
+  if (Status s = detail::check_workspace(workspace_size(args, device), workspace, workspace_bytes);
+      !s.ok())
+    return s;
   switch ((shape.qk_width + 63) / 64 * 4 + (shape.v_width + 63) / 64) {
     case 4 + 1:
       return detail::run_attend<T, 1, 1>(args, config, workspace, stream);

@@ -43,10 +43,13 @@ namespace detail {
 constexpr std::int64_t kAttendTile = 64;     // keys a CTA of `rows` takes at a time
 constexpr std::int64_t kAttendSplits = 128;  // at most
 
+/// Rows a CTA of `rows` takes.
+constexpr std::int64_t attend_rows(const AttendShape& s) { return s.rows() > 1 ? 4 : 1; }
+
 /// As many parts as give every multiprocessor about eight CTAs, of at least four tiles.
 constexpr int rows_splits(const AttendShape& s, const DeviceInfo& device) {
   const std::int64_t ctas =
-      std::max<std::int64_t>(s.batch * s.kv_heads * ceil_div(s.rows(), s.rows() > 1 ? 4 : 1), 1);
+      std::max<std::int64_t>(s.batch * s.kv_heads * ceil_div(s.rows(), attend_rows(s)), 1);
   const std::int64_t wanted = ceil_div(8 * std::max(device.multiprocessors, 1), ctas);
   const std::int64_t most = std::max<std::int64_t>(s.keys / (4 * kAttendTile), 1);
   return static_cast<int>(std::min({wanted, most, kAttendSplits}));

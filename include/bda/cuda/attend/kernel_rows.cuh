@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/attend/config.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
 
@@ -32,8 +33,8 @@ struct RowsParams {
 namespace rows_attention {
 
 constexpr int kThreads = 128;
-constexpr int kTile = 64;  // keys
-constexpr int kLanes = 8;  // to a key
+constexpr int kTile = static_cast<int>(detail::kAttendTile);  // keys
+constexpr int kLanes = 8;                                     // to a key
 constexpr int kSteps = kTile / (kThreads / kLanes);
 constexpr float kLog2e = 1.4426950408889634f;
 

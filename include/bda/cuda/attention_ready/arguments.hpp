@@ -6,6 +6,7 @@
 #include "bda/core/status.hpp"
 #include "bda/core/tensor_view.hpp"
 #include "bda/cuda/attention_ready/config.hpp"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/element.hpp"
 #include "bda/cuda/kv_layout/layout.hpp"
 #include "bda/cuda/projection/packing.hpp"
@@ -58,10 +59,6 @@ struct AttentionReadyArguments {
 
 namespace detail {
 
-inline std::int64_t misalignment(const void* pointer, std::uintptr_t bytes) {
-  return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(pointer) % bytes);
-}
-
 /// `row` channels a head of each token, rope part included. `name` picks the key's or the value's
 /// literal.
 template <class T, class Name>
@@ -71,16 +68,11 @@ Status check_output(const KvOutput& out, std::int64_t tokens, std::int64_t heads
   if (paged && (out.page_size < 1 || out.page_size > 0x7fffffff))
     return Status::invalid(name("key.out.page_size", "value.out.page_size"), "from 1 to",
                            0x7fffffff, out.page_size);
-  // Tokens outside heads or heads outside tokens, in a page or in all: no two rows coincide.
-  const std::int64_t count = paged ? out.page_size : tokens;
-  const std::int64_t within = (heads - 1) * out.head_stride + row;
-  const bool token_major = out.head_stride >= row && (count < 2 || out.token_stride >= within);
-  const bool head_major = out.token_stride >= row &&
-                          (heads < 2 || out.head_stride >= (count - 1) * out.token_stride + row);
-  if (!token_major && !head_major)
+  const std::int64_t count = paged ? out.page_size : tokens;  // in a page, or in all
+  if (!keeps_rows_apart(count, heads, row, out.token_stride, out.head_stride))
     return Status::invalid(name("key.out.head_stride", "value.out.head_stride"),
                            "strides that keep rows apart, at least", row, out.head_stride);
-  const std::int64_t page = within + (count - 1) * out.token_stride;
+  const std::int64_t page = (heads - 1) * out.head_stride + row + (count - 1) * out.token_stride;
   if (paged && out.page_stride < page)
     return Status::invalid(name("key.out.page_stride", "value.out.page_stride"),
                            "at least a page's extent", page, out.page_stride);

@@ -4,6 +4,7 @@
 
 #include "bda/cuda/attention_ready/attention_ready.hpp"
 #include "bda/cuda/attention_ready/kernel_place.cuh"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/projection.cuh"
 
 /// The bodies of attention_ready.hpp.
@@ -26,8 +27,9 @@ inline KvDestination destination(const KvOutput& out) {
 /// `blocks` x 64 channels of every head's rows, from `channel` on, as [heads, blocks, tokens, 64];
 /// where `columns` is less than 64, what is beyond is not written.
 template <class T>
-Status encode_rows_map(const KvOutput& out, std::int64_t tokens, std::int64_t heads,
-                       std::int64_t channel, int blocks, std::int64_t columns, CUtensorMap& map) {
+Status encode_destination_map(const KvOutput& out, std::int64_t tokens, std::int64_t heads,
+                              std::int64_t channel, int blocks, std::int64_t columns,
+                              CUtensorMap& map) {
   // A stride that nothing steps over may be anything in the view, but not for the copy engine.
   const std::int64_t token_stride = tokens > 1 ? out.token_stride : 64;
   const std::int64_t head_stride = heads > 1 ? out.head_stride : 64;
@@ -40,16 +42,6 @@ Status encode_rows_map(const KvOutput& out, std::int64_t tokens, std::int64_t he
                       CU_TENSOR_MAP_L2_PROMOTION_NONE, map);
 }
 
-/// [tokens, columns] in boxes of 128 rows x 64 channels.
-template <class T>
-Status encode_tokens_map(const TensorView<const T, 2>& view, CUtensorMap& map) {
-  const cuuint64_t extents[2] = {static_cast<cuuint64_t>(view.extent(1)),
-                                 static_cast<cuuint64_t>(view.extent(0))};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(view.stride(0)) * sizeof(T)};
-  const cuuint32_t box[2] = {64, 128};
-  return encode<T, 2>(view.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, map);
-}
-
 template <class T>
 Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
                           const DeviceInfo& device, cudaStream_t stream) {
@@ -57,12 +49,12 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
   const std::int64_t heads = a.shape().heads;
   const bool rows = store == KvStore::kRows;
   Sm90ResidentParams p{};
-  if (Status s = encode_tokens_map<T>(a.latent, p.x); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.latent, 128, p.x); !s.ok()) return s;
   if (rope_width > 0) {
-    if (Status s = encode_tokens_map<T>(a.rope, p.rope); !s.ok()) return s;
+    if (Status s = encode_rows_map<T>(a.rope, 128, p.rope); !s.ok()) return s;
     if (!rows)
-      if (Status s = encode_rows_map<T>(a.key->out, tokens, heads, a.key->packing.width, 1,
-                                        rope_width, p.rope_out);
+      if (Status s = encode_destination_map<T>(a.key->out, tokens, heads, a.key->packing.width, 1,
+                                               rope_width, p.rope_out);
           !s.ok())
         return s;
   }
@@ -76,7 +68,8 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
     side.rows = destination((*from)->out);
     e4m3 = (*from)->out.element == KvElement::kE4m3;
     if (!rows)
-      if (Status s = encode_rows_map<T>((*from)->out, tokens, heads, 0, 2, 64, side.out); !s.ok())
+      if (Status s = encode_destination_map<T>((*from)->out, tokens, heads, 0, 2, 64, side.out);
+          !s.ok())
         return s;
   }
   const bool shared_basis = sides == 2 && p.sides[0].basis_begin == p.sides[1].basis_begin;
@@ -151,10 +144,7 @@ Status run(const AttentionReadyArguments<T>& args, const DeviceInfo& device, voi
   if (Status s = check_arguments(args); !s.ok()) return s;
   if (args.latent.extent(0) == 0) return {};
   const std::size_t needed = workspace_size(args, device);
-  if (workspace_bytes < needed || (needed > 0 && workspace == nullptr))
-    return Status::error(Status::Code::kWorkspaceTooSmall, "workspace_bytes",
-                         "at least workspace_size", static_cast<std::int64_t>(needed),
-                         static_cast<std::int64_t>(workspace_bytes));
+  if (Status s = detail::check_workspace(needed, workspace, workspace_bytes); !s.ok()) return s;
   if (needed > 0 && detail::misalignment(workspace, 256))
     return Status::invalid("workspace modulo 256", "equal to", 0,
                            detail::misalignment(workspace, 256));

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bda/core/error.hpp"
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/kernel_simt.cuh"
 #include "bda/cuda/projection/kernel_sm80.cuh"
 #include "bda/cuda/projection/kernel_sm90_resident.cuh"
@@ -72,7 +73,7 @@ template <class T>
 Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
                     const DeviceInfo& device, cudaStream_t stream) {
   Sm90ResidentParams p{};
-  if (Status s = encode_x_map(a, 128, p.x); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 2, p.sides[0].out); !s.ok()) return s;
   const std::int64_t units = ceil_div(a.x.extent(0), 128) * a.packing.heads;
   if (units > 0x7fffffff / 2)
@@ -94,7 +95,7 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
 template <class T, int kColumns>
 Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
   Sm90StreamParams p{};
-  if (Status s = encode_x_map(a, 128, p.x); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
   p.coefficients = a.coefficients;
   p.bias = a.bias;
@@ -118,7 +119,7 @@ template <class T, int kTokens>
 Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
                  cudaStream_t stream) {
   Sm90SmallParams p{};
-  if (Status s = encode_x_map(a, kTokens, p.x); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
   p.coefficients = a.coefficients;
   p.bias = a.bias;
@@ -142,9 +143,9 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
                 stream, p);
 }
 
-template <class T>
-Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
-  Sm80Params<T> p{};
+/// What the kernels that address global memory themselves have in common.
+template <class T, class Params>
+void set_operands(const ProjectionArguments<T>& a, Params& p) {
   p.x = a.x.data;
   p.coefficients = a.coefficients;
   p.bias = a.bias;
@@ -155,10 +156,16 @@ Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaS
   p.tokens = static_cast<int>(a.x.extent(0));
   p.width = static_cast<int>(a.packing.width);
   p.rest = static_cast<int>(a.packing.rest);
-  p.chunks = static_cast<int>(a.packing.channel_blocks());
-  p.column_blocks = static_cast<int>(a.packing.column_blocks());
   p.columns = static_cast<int>(a.packing.columns());
   p.basis_begin = static_cast<int>(a.basis_begin);
+}
+
+template <class T>
+Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  Sm80Params<T> p{};
+  set_operands(a, p);
+  p.chunks = static_cast<int>(a.packing.channel_blocks());
+  p.column_blocks = static_cast<int>(a.packing.column_blocks());
   p.row_tiles = static_cast<int>(ceil_div(p.tokens, 128));
   p.column_tiles = static_cast<int>(ceil_div(p.columns, 128));
   const std::int64_t tiles = std::int64_t{p.row_tiles} * p.column_tiles;
@@ -176,18 +183,7 @@ Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaS
 
 inline Status run_simt(const ProjectionArguments<float>& a, cudaStream_t stream) {
   SimtParams p{};
-  p.x = a.x.data;
-  p.coefficients = a.coefficients;
-  p.bias = a.bias;
-  p.out = a.out.data;
-  p.x_stride = a.x.stride(0);
-  p.out_token_stride = a.out.stride(0);
-  p.out_head_stride = a.out.stride(1);
-  p.tokens = static_cast<int>(a.x.extent(0));
-  p.width = static_cast<int>(a.packing.width);
-  p.rest = static_cast<int>(a.packing.rest);
-  p.columns = static_cast<int>(a.packing.columns());
-  p.basis_begin = static_cast<int>(a.basis_begin);
+  set_operands(a, p);
   p.column_tiles = static_cast<int>(ceil_div(p.columns, 64));
   const std::int64_t tiles = ceil_div(p.tokens, 64) * p.column_tiles;
   if (tiles > 0x7fffffff) return Status::invalid("tiles of out", "at most", 0x7fffffff, tiles);
@@ -263,11 +259,9 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
            std::size_t workspace_bytes, cudaStream_t stream) {
   if (Status s = check_arguments(args); !s.ok()) return s;
   if (args.x.extent(0) == 0) return {};
-  const std::size_t needed = workspace_size(args, device);
-  if (workspace_bytes < needed || (needed > 0 && workspace == nullptr))
-    return Status::error(Status::Code::kWorkspaceTooSmall, "workspace_bytes",
-                         "at least workspace_size", static_cast<std::int64_t>(needed),
-                         static_cast<std::int64_t>(workspace_bytes));
+  if (Status s = detail::check_workspace(workspace_size(args, device), workspace, workspace_bytes);
+      !s.ok())
+    return s;
   const ProjectionConfig config = config_for(args, device);
   if (Status s = validate(config, args.shape(), device); !s.ok()) return s;
   if constexpr (sizeof(T) == 4) {

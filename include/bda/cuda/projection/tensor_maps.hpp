@@ -47,14 +47,14 @@ Status encode(const T* data, const cuuint64_t (&extents)[kRank],
   return {};
 }
 
-/// x [tokens, kv_dim] in boxes of `rows` x 64 channels.
+/// [rows, channels] in boxes of `box_rows` x 64 channels.
 template <class T>
-Status encode_x_map(const ProjectionArguments<T>& a, int rows, CUtensorMap& map) {
-  const cuuint64_t extents[2] = {static_cast<cuuint64_t>(a.x.extent(1)),
-                                 static_cast<cuuint64_t>(a.x.extent(0))};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(a.x.stride(0)) * sizeof(T)};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(rows)};
-  return encode<T, 2>(a.x.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, map);
+Status encode_rows_map(const TensorView<const T, 2>& view, int box_rows, CUtensorMap& map) {
+  const cuuint64_t extents[2] = {static_cast<cuuint64_t>(view.extent(1)),
+                                 static_cast<cuuint64_t>(view.extent(0))};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(view.stride(0)) * sizeof(T)};
+  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
+  return encode<T, 2>(view.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, map);
 }
 
 /// out as [heads, width / 64, tokens, 64] in boxes of `blocks` x 16 tokens x 64 columns.
