@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bda/core/tensor_view.hpp"
+#include "bda/cuda/absorbed/absorbed.hpp"
 #include "bda/cuda/layer/layer.hpp"
 #include "bda/cuda/projection/projection.hpp"
 #include "bda/cuda_backend/device_array.hpp"
@@ -16,7 +17,8 @@
 namespace bda::inline v0::cuda {
 
 /// One key or value projection on the device: a plain product, or the fused kernel on packed
-/// coefficients. A basis that is no slice is made one by a gather of the channels: [S | rest].
+/// coefficients. A basis that is no slice is made one by a gather of the channels: [S | rest]. For
+/// absorbed decoding also the products that take queries to latents and latents to values.
 template <class T>
 class KvPlan {
  public:
@@ -30,7 +32,10 @@ class KvPlan {
         bias_(p.bias.data(), static_cast<std::int64_t>(p.bias.size())) {
     if (!p.decomposed()) {
       weight_ = DeviceArray<T>(p.weight.data(), p.weight.size());
-      product_ = Product<T>(std::move(blas), weight_.data(), bias_.data(), depth, heads * width);
+      product_ = Product<T>(blas, weight_.data(), bias_.data(), depth, heads * width);
+      absorb_ = Product<T>(blas, weight_.data(), {width, depth, heads * width, true, heads, width});
+      expand_ =
+          Product<T>(blas, weight_.data(), {depth, width, heads * width, false, heads, width});
       return;
     }
     packing_ = {PackedCoefficients::kVersion, Element<T>::dtype, depth - width, heads, width};
@@ -49,7 +54,7 @@ class KvPlan {
   }
 
   [[nodiscard]] bool decomposed() const { return packing_.width > 0; }
-  [[nodiscard]] std::int64_t width() const { return width_; }
+  [[nodiscard]] bool absorbable() const { return !gathers() && bias_.size() == 0; }
   [[nodiscard]] bool gathers() const { return columns_.size() > 0; }
   [[nodiscard]] const PackedCoefficients& packing() const { return packing_; }
   [[nodiscard]] const T* coefficients() const { return weight_.data(); }
@@ -80,12 +85,37 @@ class KvPlan {
     return cuda::run(args, device, nullptr, 0, stream);
   }
 
+  /// Where `absorbable`: to [rows, heads, depth] = q [rows, heads, width] Wᵀ of each head.
+  Status absorb(const TensorView<const T, 3>& q, const TensorView<T, 3>& to,
+                const DeviceInfo& device, void* blas_workspace, cudaStream_t stream) const {
+    return by_head(AbsorbedProduct::kQuery, absorb_, q, to, device, blas_workspace, stream);
+  }
+  /// Where `absorbable`: to [rows, heads, width] = x [rows, heads, depth] W of each head.
+  Status expand(const TensorView<const T, 3>& x, const TensorView<T, 3>& to,
+                const DeviceInfo& device, void* blas_workspace, cudaStream_t stream) const {
+    return by_head(AbsorbedProduct::kOutput, expand_, x, to, device, blas_workspace, stream);
+  }
+
  private:
+  Status by_head(AbsorbedProduct which, const Product<T>& plain, const TensorView<const T, 3>& x,
+                 const TensorView<T, 3>& to, const DeviceInfo& device, void* blas_workspace,
+                 cudaStream_t stream) const {
+    if (!decomposed()) return plain.run(x, to, blas_workspace, stream);
+    AbsorbedArguments<T> args;
+    args.product = which;
+    args.x = x;
+    args.coefficients = weight_.data();
+    args.packing = packing_;
+    args.basis_begin = basis_begin_;
+    args.out = to;
+    return cuda::run(args, device, nullptr, 0, stream);
+  }
+
   std::int64_t depth_ = 0, heads_ = 0, width_ = 0, basis_begin_ = 0;
   PackedCoefficients packing_{.width = 0};
   DeviceArray<T> bias_, weight_;
   DeviceArray<std::int32_t> columns_;
-  Product<T> product_;
+  Product<T> product_, absorb_, expand_;  // of plain weights
 };
 
 }  // namespace bda::inline v0::cuda

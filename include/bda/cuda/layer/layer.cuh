@@ -95,6 +95,18 @@ __global__ void __launch_bounds__(256)
   out.data[row * out.strides[0] + column] = x.data[row * x.strides[0] + columns[column]];
 }
 
+/// As many lengths as go along with one launch.
+struct Lengths {
+  static constexpr int kCount = 512;
+  std::int32_t values[kCount];
+};
+template <class T>
+__global__ void __launch_bounds__(Lengths::kCount)
+    set_lengths_kernel(const __grid_constant__ Lengths lengths, std::int32_t* to, int count) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < count) to[i] = lengths.values[i];
+}
+
 /// Launches `kernel` with one thread for each of `count`, if any.
 template <class... Params>
 Status launch_over(const char* name, void (*kernel)(Params...), std::int64_t count, int threads,
@@ -139,6 +151,22 @@ Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* colum
                              out.size());
 }
 
+template <class T>
+Status set_lengths(const std::int64_t* lengths, std::int64_t count, std::int32_t* to,
+                   cudaStream_t stream) {
+  constexpr int kCount = detail::Lengths::kCount;
+  for (std::int64_t first = 0; first < count; first += kCount) {
+    const int part = static_cast<int>(std::min<std::int64_t>(kCount, count - first));
+    detail::Lengths values{};
+    for (int i = 0; i < part; ++i) values.values[i] = static_cast<std::int32_t>(lengths[first + i]);
+    if (Status s = detail::launch("set_lengths launch", detail::set_lengths_kernel<T>,
+                                  {dim3(1), kCount, 0}, false, stream, values, to + first, part);
+        !s.ok())
+      return s;
+  }
+  return {};
+}
+
 }  // namespace bda::inline v0::cuda
 
 /// Puts the entry points for element type T, and their kernels, into this translation unit.
@@ -152,4 +180,6 @@ Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* colum
                                                  const ::bda::TensorView<T, 4>&, cudaStream_t);    \
   template ::bda::Status bda::cuda::gather_columns<T>(                                             \
       const ::bda::TensorView<const T, 2>&, const std::int32_t*, const ::bda::TensorView<T, 2>&,   \
-      cudaStream_t)
+      cudaStream_t);                                                                               \
+  template ::bda::Status bda::cuda::set_lengths<T>(const std::int64_t*, std::int64_t,              \
+                                                   std::int32_t*, cudaStream_t)

@@ -35,4 +35,11 @@ template <class T>
 [[nodiscard]] Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* columns,
                                     const TensorView<T, 2>& out, cudaStream_t stream);
 
+/// to [count] (device) = lengths [count], read from the host during the call: as it goes along with
+/// the launches, a captured graph keeps the values of its capture. (T is the layer's type: it has
+/// no part here, but that the function is instantiated with the others.)
+template <class T>
+[[nodiscard]] Status set_lengths(const std::int64_t* lengths, std::int64_t count, std::int32_t* to,
+                                 cudaStream_t stream);
+
 }  // namespace bda::inline v0::cuda
