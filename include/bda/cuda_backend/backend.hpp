@@ -217,10 +217,11 @@ class CudaBackend {
     return {data, {rows, heads, width}, {heads * step, step, 1}};
   }
   /// Channels [first, first + count) of every head.
-  template <class U>
-  static TensorView<U, 4> channels(TensorView<U, 4> x, std::int64_t first, std::int64_t count) {
+  template <class U, int Rank>
+  static TensorView<U, Rank> channels(TensorView<U, Rank> x, std::int64_t first,
+                                      std::int64_t count) {
     x.data += first;
-    x.extents[3] = count;
+    x.extents[Rank - 1] = count;
     return x;
   }
   /// Whether the tokens of all sequences follow each other at one stride.
@@ -241,6 +242,13 @@ class CudaBackend {
         x.data,
         {x.extent(0) * x.extent(1), x.extent(2), x.extent(3)},
         {x.extent(1) > 1 || x.extent(0) < 2 ? x.stride(1) : x.stride(0), x.stride(2), x.stride(3)}};
+  }
+
+  template <class U>
+  static TensorView<U, 4> batched(const TensorView<U, 3>& x) {
+    return {x.data,
+            {1, x.extent(0), x.extent(1), x.extent(2)},
+            {0, x.stride(0), x.stride(1), x.stride(2)}};
   }
 
   // ---- one run
@@ -455,7 +463,8 @@ class CudaBackend {
     const bool norms = k_head_norm_.size() > 0;
     const TensorView<T, 4> rope = rows_of(b.rope, s.batch, s.fresh, c.rope_key_heads(), c.rope_dim);
     if (c.rope_dim > 0) {
-      if (Status e = k_rope_.run(source, b.rope, b.scratch, device_, b.blas, stream); !e.ok())
+      if (Status e = k_rope_.run(source, as_one_sequence(rope), b.scratch, device_, b.blas, stream);
+          !e.ok())
         return e;
       if (!norms)  // once for all heads that share it
         if (Status e = rotate(rope, s.past, stream); !e.ok()) return e;
@@ -516,27 +525,23 @@ class CudaBackend {
       a.value = side(v_, values);
       if (cuda::workspace_size(a, device_) == 0) return cuda::run(a, device_, nullptr, 0, stream);
     }
-    const auto batched = [](const auto& view) {
-      return std::remove_cvref_t<decltype(rows_of(view.data, 0, 0, 0, 0))>(
-          view.data, {1, view.extent(0), view.extent(1), view.extent(2)},
-          {0, view.stride(0), view.stride(1), view.stride(2)});
-    };
-    const TensorView<T, 4> keys_to = batched(keys), values_to = batched(values);
-    if (c.qk_dim > 0) {
-      if (Status s = k_.run(x, b.nope, b.scratch, device_, b.blas, stream); !s.ok()) return s;
-      if (Status s = cuda::copy_rows<T>(rows_of(b.nope, 1, rows, c.kv_heads, c.qk_dim),
-                                        channels(keys_to, 0, c.qk_dim), stream);
-          !s.ok())
-        return s;
-    }
+    if (c.qk_dim > 0)
+      if (Status s = place(k_, x, channels(keys, 0, c.qk_dim), b, stream); !s.ok()) return s;
     if (c.rope_dim > 0) {
       TensorView<const T, 4> from = batched(rope);
       from.extents[2] = c.kv_heads;
       if (c.shared_rope_key) from.strides[2] = 0;
-      if (Status s = cuda::copy_rows<T>(from, rope_part(keys_to), stream); !s.ok()) return s;
+      if (Status s = cuda::copy_rows<T>(from, rope_part(batched(keys)), stream); !s.ok()) return s;
     }
-    if (Status s = v_.run(x, b.v_rows, b.scratch, device_, b.blas, stream); !s.ok()) return s;
-    return cuda::copy_rows<T>(rows_of(b.v_rows, 1, rows, c.kv_heads, c.v_dim), values_to, stream);
+    return place(v_, x, values, b, stream);
+  }
+  /// One side by itself, and to its place where the product cannot write there.
+  Status place(const cuda::KvPlan<T>& plan, const TensorView<const T, 2>& x,
+               const TensorView<T, 3>& to, const Buffers& b, cudaStream_t stream) const {
+    if (plan.writes(to.stride(1))) return plan.run(x, to, b.scratch, device_, b.blas, stream);
+    const TensorView<T, 3> dense(b.side, {to.extent(0), to.extent(1), to.extent(2)});
+    if (Status s = plan.run(x, dense, b.scratch, device_, b.blas, stream); !s.ok()) return s;
+    return cuda::copy_rows<T>(batched(dense), batched(to), stream);
   }
 
   /// The queries in latent space: [q Wᵀ | rope].

@@ -65,11 +65,17 @@ class KvPlan {
     return gathers() ? rows * depth_ : 0;
   }
 
-  /// y [rows, heads, width], dense, of c [rows, depth].
-  Status run(TensorView<const T, 2> c, T* y, T* scratch, const DeviceInfo& device,
-             void* blas_workspace, cudaStream_t stream) const {
+  /// Whether `run` can write heads so far apart.
+  [[nodiscard]] bool writes(std::int64_t head_stride) const {
+    return decomposed() || head_stride == width_ || heads_ == 1;
+  }
+  /// y [rows, heads, width] of c [rows, depth].
+  Status run(TensorView<const T, 2> c, const TensorView<T, 3>& y, T* scratch,
+             const DeviceInfo& device, void* blas_workspace, cudaStream_t stream) const {
     const std::int64_t rows = c.extent(0);
-    if (!decomposed()) return product_.run(c, {y, {rows, heads_ * width_}}, blas_workspace, stream);
+    if (!decomposed())
+      return product_.run(c, {y.data, {rows, heads_ * width_}, {y.stride(0), 1}}, blas_workspace,
+                          stream);
     if (gathers()) {
       const TensorView<T, 2> gathered(scratch, {rows, depth_});
       if (Status s = gather_columns<T>(c, columns_.data(), gathered, stream); !s.ok()) return s;
@@ -81,7 +87,7 @@ class KvPlan {
     args.packing = packing_;
     args.basis_begin = basis_begin_;
     args.bias = bias_.data();
-    args.out = {y, {rows, heads_, width_}};
+    args.out = y;
     return cuda::run(args, device, nullptr, 0, stream);
   }
 

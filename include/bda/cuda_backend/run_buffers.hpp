@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -42,8 +43,7 @@ class RunBuffers {
     latents = array<T>(s.absorbed && !s.latent_cache ? s.fresh_rows() * latent_width : 0);
     keys = array<T>(kept * c.kv_heads * c.head_dim());
     values = array<T>(kept * c.kv_heads * c.v_dim);
-    nope = array<T>(formed * c.kv_heads * c.qk_dim);
-    v_rows = array<T>(formed * c.kv_heads * c.v_dim);
+    side = array<T>(formed * c.kv_heads * std::max(c.qk_dim, c.v_dim));
     scratch = array<T>(scratch_rows(std::max(formed, s.fresh_rows())));
     absorbed_q = array<T>(s.absorbed ? s.rows() * c.heads * latent_width : 0);
     mixed = array<T>(s.absorbed ? s.rows() * c.heads * c.kv_dim : 0);
@@ -59,14 +59,14 @@ class RunBuffers {
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 
   void* blas;
-  T *query_latent, *q;         // [rows, query_dim], [rows, heads, qk + rope]
-  T *latent, *rope;            // [fresh rows, kv_dim], [fresh rows, rope heads, rope]
-  T* latents;                  // [fresh rows, kv_dim + rope], absorbed without a cache
-  T *keys, *values;            // [batch, keys, kv_heads, width] where no cache has them
-  T *nope, *v_rows, *scratch;  // sides that are projected by themselves
-  T *absorbed_q, *mixed;       // [rows, heads, kv_dim + rope], [rows, heads, kv_dim]
-  T* attended;                 // [rows, heads, v]
-  std::int32_t* key_lengths;   // [batch]
+  T *query_latent, *q;        // [rows, query_dim], [rows, heads, qk + rope]
+  T *latent, *rope;           // [fresh rows, kv_dim], [fresh rows, rope heads, rope]
+  T* latents;                 // [fresh rows, kv_dim + rope], absorbed without a cache
+  T *keys, *values;           // [batch, keys, kv_heads, width] where no cache has them
+  T *side, *scratch;          // sides that are projected by themselves
+  T *absorbed_q, *mixed;      // [rows, heads, kv_dim + rope], [rows, heads, kv_dim]
+  T* attended;                // [rows, heads, v]
+  std::int32_t* key_lengths;  // [batch]
   std::byte* attend = nullptr;
   std::size_t attend_bytes = 0;
 

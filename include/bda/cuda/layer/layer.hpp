@@ -9,8 +9,9 @@
 
 /// What stands between the products of an attention layer, for plain C++: norms, rotations, copies.
 /// Bodies and kernels are in layer.cuh; BDA_INSTANTIATE_CUDA_LAYER(T) for __half, __nv_bfloat16.
-/// Views are of device memory with unit stride in the last dimension; nothing is checked but the
-/// launch. Arithmetic is in fp32.
+/// Views are of device memory with unit stride in the last dimension. rotate and copy_rows move 16
+/// bytes at a time: widths and strides are multiples of 8 elements, pointers aligned to 16 bytes.
+/// Nothing is checked but the widths and the launch. Arithmetic is in fp32.
 namespace bda::inline v0::cuda {
 
 /// out = x / sqrt(mean(x^2) + epsilon) * weight over the last dimension; `out` may be `x`.
