@@ -14,6 +14,7 @@
 #include "bda/attention/bd_attention.hpp"
 #include "bda/cpu/backend.hpp"
 #include "bda/cuda_backend.hpp"
+#include "cuda/device_buffer.hpp"
 
 // Whole layers on the GPU against the same layers on the CPU in fp32; skipped without a GPU.
 namespace {
@@ -26,17 +27,6 @@ using bda::CpuBackend;
 using bda::CudaBackend;
 using bda::IndexSet;
 using bda::Status;
-
-#define REQUIRE_CUDA(call) REQUIRE((call) == cudaSuccess)
-
-bool no_device() {
-  int count = 0;
-  const bool none = cudaGetDeviceCount(&count) != cudaSuccess || count == 0;
-  (void)cudaGetLastError();
-  return none;
-}
-#define SKIP_WITHOUT_DEVICE() \
-  if (no_device()) SKIP("no CUDA device")
 
 struct Kind {
   std::string name;
@@ -224,7 +214,7 @@ struct Gpu {
   struct Memory {
     explicit Memory(std::size_t bytes) : size(bytes) {
       REQUIRE_CUDA(cudaMalloc(&data, bytes + 1));
-      REQUIRE_CUDA(cudaMemset(data, 0xff, bytes));
+      bda_test::set_bytes(data, 0xff, bytes);
     }
     explicit Memory(const std::vector<S>& values) : Memory(values.size() * sizeof(S)) {
       REQUIRE_CUDA(cudaMemcpy(data, values.data(), size, cudaMemcpyHostToDevice));
@@ -311,7 +301,7 @@ TEMPLATE_TEST_CASE("layers on the GPU agree with the CPU's", "[gpu][cuda_backend
 
     const bool absorbable = kind.latent && kind.k_basis != BasisKind::kScattered && !kind.biases;
     if (absorbable) {  // two more roundings: of the absorbed queries and of the summed latents
-      REQUIRE_CUDA(cudaMemset(out.data, 0xff, out.size));
+      bda_test::set_bytes(out.data, 0xff, out.size);
       typename Layer::Arguments absorbed = args;
       absorbed.latent_products = bda::LatentProducts::kAbsorbed;
       const Memory more(layer.workspace_size(absorbed));
@@ -464,8 +454,7 @@ TEST_CASE("a layer in a graph, two layers on two streams, and what is refused",
   CHECK(out.values() == first);
   CHECK(other_out.values() == first);
 
-  REQUIRE_CUDA(cudaMemset(out.data, 0xff, out.size));
-  REQUIRE_CUDA(cudaDeviceSynchronize());
+  bda_test::set_bytes(out.data, 0xff, out.size);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   REQUIRE_CUDA(cudaStreamBeginCapture(streams[0], cudaStreamCaptureModeThreadLocal));
