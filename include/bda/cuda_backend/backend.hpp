@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bda/attention/arguments.hpp"
+#include "bda/attention/step_cache.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/error.hpp"
 #include "bda/core/status.hpp"
@@ -40,7 +41,12 @@ struct ElementOf<DType::kBF16> {
 };
 
 /// The library's own attention step, and the form an engine's has: two static functions over the
-/// queries, keys, values and output as they lie in device memory.
+/// queries, keys, values and output as they lie in device memory. One that brings a cache (see
+/// attention/step_cache.hpp) has
+///   workspace_size(args, const Cache*, device) and
+///   run(args, Cache*, device, workspace, bytes, stream)
+/// in place of these, null without a cache: k and v are then the new tokens' alone, and query i has
+/// position cache->length() + i.
 struct BuiltInAttend {
   template <class T>
   static std::size_t workspace_size(const AttendArguments<T>& args, const DeviceInfo& device) {
@@ -65,6 +71,9 @@ struct BuiltInAttend {
 /// from one launch where both bases are slices; else each side is projected by itself and copied to
 /// its place.
 ///
+/// Attend is the attention step; one that names a type `Cache` brings its own cache, for which
+/// there is no `make_cache`.
+///
 /// Not here, and refused: a latent cache and absorbed products, `mask.key_lengths`, `mask.bias`,
 /// heads wider than 192.
 template <Storage S, class Attend = cuda::BuiltInAttend>
@@ -74,7 +83,7 @@ class CudaBackend {
   using Compute = typename cuda::ElementOf<StorageTraits<S>::dtype>::type;
   struct Options {};
   using Stream = cudaStream_t;
-  using Cache = cuda::KvCache<Compute>;
+  using Cache = typename CacheOfStep<Attend, cuda::KvCache<Compute>>::type;
   using Arguments = AttentionArguments<Compute>;
 
   /// Copies the weights to the current device. `weights` have passed `validate`. Throws bda::Error
@@ -117,7 +126,8 @@ class CudaBackend {
   [[nodiscard]] const Weights& weights() const { return weights_; }
   [[nodiscard]] const Options& options() const { return options_; }
 
-  [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const {
+  [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const
+      requires(!BringsCache<Attend>) {
     if (form != CacheForm::kMaterialized)
       throw Error("cache.form", "kMaterialized, the one form of this backend", "kLatent");
     return Cache(weights_.config, layer_id(), batch, capacity);
@@ -125,7 +135,8 @@ class CudaBackend {
 
   /// Whether `cache` can take the tokens of `args`.
   Status check(const Arguments& args, const Cache& cache) const {
-    if (cache.layer() != layer_id()) return Status::invalid("cache", "made by this layer", 1, 0);
+    if constexpr (!kStepCache)
+      if (cache.layer() != layer_id()) return Status::invalid("cache", "made by this layer", 1, 0);
     if (cache.batch() != args.x.extent(0))
       return Status::invalid("cache.batch", "equal to x.extent(0)", args.x.extent(0),
                              cache.batch());
@@ -153,6 +164,7 @@ class CudaBackend {
 
  private:
   using T = Compute;
+  static constexpr bool kStepCache = BringsCache<Attend>;
   struct Matrix {
     cuda::DeviceArray<T> weight;
     cuda::Product<T> product;
@@ -176,16 +188,20 @@ class CudaBackend {
       query_latent = array(layer.q_a_.product.columns() > 0 ? rows * c.query_dim : 0);
       q = array(rows * c.heads * c.head_dim());
       latent = array(layer.weights_.latent ? key_rows * c.kv_dim : 0);
-      keys = array(cache == nullptr ? key_rows * c.kv_heads * c.head_dim() : 0);
-      values = array(cache == nullptr ? key_rows * c.kv_heads * c.v_dim : 0);
+      const bool formed_here = kStepCache || cache == nullptr;
+      keys = array(formed_here ? key_rows * c.kv_heads * c.head_dim() : 0);
+      values = array(formed_here ? key_rows * c.kv_heads * c.v_dim : 0);
       nope = array(key_rows * c.kv_heads * c.qk_dim);
       rope = array(key_rows * c.rope_key_heads() * c.rope_dim);
       v_rows = array(key_rows * c.kv_heads * c.v_dim);
       scratch = array(std::max({layer.k_.scratch(key_rows), layer.v_.scratch(key_rows),
                                 layer.k_rope_.scratch(key_rows)}));
       attended = array(rows * c.heads * c.v_dim);
-      attend_bytes =
-          Attend::workspace_size(layer.attention_step(args, cache, *this), layer.device_);
+      const auto step = layer.attention_step(args, cache, *this);
+      if constexpr (kStepCache)
+        attend_bytes = Attend::workspace_size(step, cache, layer.device_);
+      else
+        attend_bytes = Attend::workspace_size(step, layer.device_);
       attend = take(attend_bytes);
     }
 
@@ -238,12 +254,13 @@ class CudaBackend {
     const std::int64_t new_keys = args.key_source().extent(1);
     cuda::AttendArguments<T> a;
     a.q = rows_of<const T>(buffers.q, batch, queries, c.heads, c.head_dim());
-    if (cache == nullptr) {
-      a.k = rows_of<const T>(buffers.keys, batch, new_keys, c.kv_heads, c.head_dim());
-      a.v = rows_of<const T>(buffers.values, batch, new_keys, c.kv_heads, c.v_dim);
-    } else {
-      a.k = cache->keys(0, cache->length() + new_keys);
-      a.v = cache->values(0, cache->length() + new_keys);
+    a.k = rows_of<const T>(buffers.keys, batch, new_keys, c.kv_heads, c.head_dim());
+    a.v = rows_of<const T>(buffers.values, batch, new_keys, c.kv_heads, c.v_dim);
+    if constexpr (!kStepCache) {
+      if (cache != nullptr) {
+        a.k = cache->keys(0, cache->length() + new_keys);
+        a.v = cache->values(0, cache->length() + new_keys);
+      }
     }
     a.out = rows_of<T>(buffers.attended, batch, queries, c.heads, c.v_dim);
     a.scale = static_cast<float>(c.scale);
@@ -308,10 +325,7 @@ class CudaBackend {
       return Status::invalid("workspace.data()", "a multiple of", 256, rest);
     if (Status s = queries(args, cache, b, stream); !s.ok()) return s;
     if (Status s = keys_and_values(args, cache, b, stream); !s.ok()) return s;
-    if (Status s =
-            Attend::run(attention_step(args, cache, b), device_, b.attend, b.attend_bytes, stream);
-        !s.ok())
-      return s;
+    if (Status s = attend(attention_step(args, cache, b), cache, b, stream); !s.ok()) return s;
     const std::int64_t rows = args.x.extent(0) * args.x.extent(1);
     if (Status s = o_.product.run(
             TensorView<const T, 2>(b.attended, {rows, config().heads * config().v_dim}),
@@ -320,6 +334,14 @@ class CudaBackend {
       return s;
     if (cache != nullptr) cache->set_length(cache->length() + args.key_source().extent(1));
     return {};
+  }
+
+  Status attend(const cuda::AttendArguments<T>& step, Cache* cache, const Buffers& b,
+                cudaStream_t stream) const {
+    if constexpr (kStepCache)
+      return Attend::run(step, cache, device_, b.attend, b.attend_bytes, stream);
+    else
+      return Attend::run(step, device_, b.attend, b.attend_bytes, stream);
   }
 
   Status rotate(const TensorView<T, 4>& x, std::int64_t position, cudaStream_t stream) const {
@@ -391,13 +413,15 @@ class CudaBackend {
         if (Status s = rotate(rope, first, stream); !s.ok()) return s;
     }
 
-    const TensorView<T, 4> keys = cache == nullptr
-                                      ? rows_of(b.keys, batch, tokens, c.kv_heads, c.head_dim())
-                                      : cache->keys(first, tokens);
-    const TensorView<T, 4> values = cache == nullptr
-                                        ? rows_of(b.values, batch, tokens, c.kv_heads, c.v_dim)
-                                        : cache->values(first, tokens);
-    const bool evenly = batch == 1 || cache == nullptr;  // rows at one stride
+    TensorView<T, 4> keys = rows_of(b.keys, batch, tokens, c.kv_heads, c.head_dim());
+    TensorView<T, 4> values = rows_of(b.values, batch, tokens, c.kv_heads, c.v_dim);
+    bool evenly = true;  // rows at one stride
+    if constexpr (!kStepCache) {
+      if (cache != nullptr) {
+        keys = cache->keys(first, tokens), values = cache->values(first, tokens);
+        evenly = batch == 1;
+      }
+    }
     if (evenly && one_launch()) {
       cuda::AttentionReadyArguments<T> a;
       a.latent = latent;
