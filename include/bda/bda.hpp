@@ -22,5 +22,6 @@
 #include "bda/model/attention_config.hpp"
 #include "bda/model/attention_weights.hpp"
 #include "bda/model/rope.hpp"
+#include "bda/model/tensor_parallel.hpp"
 #include "bda/preparation/prepare.hpp"
 #include "bda/version.hpp"

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <cstddef>
@@ -159,6 +160,32 @@ Status run(const Attention& attention, const typename Attention::Arguments& args
            typename Attention::Cache& cache) {
   Workspace memory;
   return attention.run(args, cache, unaligned(memory, attention.workspace_size(args, cache)));
+}
+
+/// Runs `problem` (self-attention) in chunks of random size against an empty cache.
+template <class Attention, class C>
+void run_in_chunks(Random& random, const Attention& attention, Problem<C>& problem,
+                   typename Attention::Cache& cache, LatentProducts products) {
+  for (std::int64_t first = 0; first < problem.queries;) {
+    const std::int64_t count = random.in(1, problem.queries - first);
+    const std::int64_t keys = first + count;
+    AttentionArguments<C> args = problem.arguments();
+    args.x = problem.x.view(first, count);
+    args.out = problem.out.view(first, count);
+    args.latent_products = products;
+    std::vector<std::int64_t> lengths = problem.key_lengths;
+    for (std::int64_t& n : lengths) n = std::min(n, keys);
+    if (!lengths.empty()) args.mask.key_lengths = lengths.data();
+    if (args.mask.bias.data != nullptr) {
+      args.mask.bias.data = &problem.mask.bias(0, first, 0);
+      args.mask.bias.extents = {problem.mask.bias.extent(0), count, keys};
+    }
+    const Status status = run(attention, args, cache);
+    INFO(status.message());
+    REQUIRE(status.ok());
+    first = keys;
+    REQUIRE(cache.length() == first);
+  }
 }
 
 }  // namespace bda::testing

@@ -11,33 +11,6 @@ using namespace bda::testing;  // NOLINT
 
 namespace {
 
-/// Runs `problem` (self-attention) in chunks of random size against a cache, prefill first.
-template <class Attention, class C>
-void run_in_chunks(Random& random, const Attention& attention, Problem<C>& problem, CacheForm form,
-                   LatentProducts products) {
-  auto cache = attention.make_cache(problem.batch, problem.queries + random.in(0, 2), form);
-  for (std::int64_t first = 0; first < problem.queries;) {
-    const std::int64_t count = random.in(1, problem.queries - first);
-    const std::int64_t keys = first + count;
-    AttentionArguments<C> args = problem.arguments();
-    args.x = problem.x.view(first, count);
-    args.out = problem.out.view(first, count);
-    args.latent_products = products;
-    std::vector<std::int64_t> lengths = problem.key_lengths;
-    for (std::int64_t& n : lengths) n = std::min(n, keys);
-    if (!lengths.empty()) args.mask.key_lengths = lengths.data();
-    if (args.mask.bias.data != nullptr) {
-      args.mask.bias.data = &problem.mask.bias(0, first, 0);
-      args.mask.bias.extents = {problem.mask.bias.extent(0), count, keys};
-    }
-    const Status status = run(attention, args, cache);
-    INFO(status.message());
-    REQUIRE(status.ok());
-    first = keys;
-    REQUIRE(cache.length() == first);
-  }
-}
-
 /// Every form of cache, with T stored weights and a cache of CacheScalar.
 template <class T, class CacheScalar>
 void check_caches(double meaningful) {
@@ -55,15 +28,18 @@ void check_caches(double meaningful) {
     Problem<C> problem(random, weights, false);
     problem.mask.causal = true;  // so that no query waits for a later chunk
     const auto expected = problem.expected(Oracle<T>(weights, cache_roundoff));
-    run_in_chunks(random, attention, problem, CacheForm::kMaterialized,
-                  LatentProducts::kMaterialized);
+    const auto decode = [&](CacheForm form, LatentProducts products) {
+      auto cache = attention.make_cache(problem.batch, problem.queries + random.in(0, 2), form);
+      run_in_chunks(random, attention, problem, cache, products);
+    };
+    decode(CacheForm::kMaterialized, LatentProducts::kMaterialized);
     check_within_bounds(problem.out, expected, meaningful);
     if (!traits.latent) continue;
     problem.out = Activations<C>(problem.batch, problem.queries, weights.config.out_dim);
-    run_in_chunks(random, attention, problem, CacheForm::kLatent, LatentProducts::kMaterialized);
+    decode(CacheForm::kLatent, LatentProducts::kMaterialized);
     check_within_bounds(problem.out, expected, meaningful);
     problem.out = Activations<C>(problem.batch, problem.queries, weights.config.out_dim);
-    run_in_chunks(random, attention, problem, CacheForm::kLatent, LatentProducts::kAbsorbed);
+    decode(CacheForm::kLatent, LatentProducts::kAbsorbed);
     check_within_bounds(problem.out, problem.expected(Oracle<T>(weights, cache_roundoff, true)),
                         meaningful);
   }

@@ -9,11 +9,12 @@
 #include <vector>
 
 #include "bda/attention/arguments.hpp"
+#include "bda/attention/step_cache.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/error.hpp"
 #include "bda/core/status.hpp"
-#include "bda/cpu/attend.hpp"
 #include "bda/cpu/attend_absorbed.hpp"
+#include "bda/cpu/attend_step.hpp"
 #include "bda/cpu/elementwise.hpp"
 #include "bda/cpu/kv_cache.hpp"
 #include "bda/cpu/projection.hpp"
@@ -35,14 +36,17 @@ struct CpuOptions {
 /// sums are in compute_t<S>, to which weights are widened as they are read. CacheScalar is what a
 /// K/V cache stores. Nothing here allocates while it runs but Eigen's own packing buffers (scores
 /// and weighted sums) and the threads asked for.
-template <Storage S, class CacheScalar = compute_t<S>>
+///
+/// Attend is the attention step, in the form of cpu::BuiltInAttend. One that names a type `Cache`
+/// brings its own cache: then `make_cache` is not there, and absorbed products are refused.
+template <Storage S, class CacheScalar = compute_t<S>, class Attend = cpu::BuiltInAttend>
 class CpuBackend {
  public:
   using Weights = AttentionWeights<S>;
   using Compute = compute_t<S>;
   using Options = CpuOptions;
   struct Stream {};  // the caller's thread
-  using Cache = KvCache<CacheScalar>;
+  using Cache = typename CacheOfStep<Attend, KvCache<CacheScalar>>::type;
   using Arguments = AttentionArguments<Compute>;
 
   /// `weights` have passed `validate`.
@@ -65,7 +69,8 @@ class CpuBackend {
   [[nodiscard]] const Weights& weights() const { return weights_; }
   [[nodiscard]] const Options& options() const { return options_; }
 
-  [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const {
+  [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const
+      requires(!BringsCache<Attend>) {
     if (form == CacheForm::kLatent && !weights_.latent)
       throw Error("cache.form", "kMaterialized, as the layer has no latent", "kLatent");
     if (form == CacheForm::kLatent && !weights_.k_head_norm.empty())
@@ -75,7 +80,8 @@ class CpuBackend {
 
   /// Whether `cache` can take the tokens of `args`.
   Status check(const Arguments& args, const Cache& cache) const {
-    if (cache.layer() != layer_id()) return Status::invalid("cache", "made by this layer", 1, 0);
+    if constexpr (!kStepCache)
+      if (cache.layer() != layer_id()) return Status::invalid("cache", "made by this layer", 1, 0);
     if (cache.batch() != args.x.extent(0))
       return Status::invalid("cache.batch", "equal to x.extent(0)", args.x.extent(0),
                              cache.batch());
@@ -83,7 +89,9 @@ class CpuBackend {
     if (needed > cache.capacity())
       return Status::invalid("cache.capacity", "at least the tokens held and the new ones", needed,
                              cache.capacity());
-    if (args.latent_products == LatentProducts::kAbsorbed && cache.form() != CacheForm::kLatent)
+    bool latent = false;
+    if constexpr (!kStepCache) latent = cache.form() == CacheForm::kLatent;
+    if (args.latent_products == LatentProducts::kAbsorbed && !latent)
       return Status::error(Status::Code::kUnsupported, "latent_products",
                            "kMaterialized, as the cache is not latent",
                            static_cast<int>(LatentProducts::kMaterialized),
@@ -109,6 +117,7 @@ class CpuBackend {
  private:
   using Buffers = cpu::RunBuffers<S, CacheScalar>;
   static constexpr bool kCacheIsWide = std::is_same_v<Compute, CacheScalar>;
+  static constexpr bool kStepCache = BringsCache<Attend>;
 
   static std::vector<Compute> widen(const std::vector<S>& from) {
     std::vector<Compute> to(from.size());
@@ -119,11 +128,14 @@ class CpuBackend {
   /// An address that stays with the weights when the layer is moved.
   [[nodiscard]] const void* layer_id() const { return weights_.o.data(); }
 
+  Buffers make_buffers(const Arguments& args, const Cache* cache, cpu::Arena& arena) const {
+    const cpu::RunShape shape(args, cache);
+    return Buffers(weights_, shape, options_.threads, options_.query_block,
+                   step_bytes(args, shape, cache), kStepCache, arena);
+  }
   std::size_t measure(const Arguments& args, const Cache* cache) const {
     cpu::Arena arena;
-    const Buffers measured(weights_, cpu::RunShape(args, cache), options_.threads,
-                           options_.query_block, arena);
-    static_cast<void>(measured);
+    static_cast<void>(make_buffers(args, cache, arena));
     return arena.required();
   }
 
@@ -134,14 +146,13 @@ class CpuBackend {
                            "at least workspace_size(args)", static_cast<std::int64_t>(needed),
                            static_cast<std::int64_t>(workspace.size()));
     cpu::Arena arena(workspace);
-    const Buffers buffers(weights_, cpu::RunShape(args, cache), options_.threads,
-                          options_.query_block, arena);
+    const Buffers buffers = make_buffers(args, cache, arena);
     make_queries(args, buffers);
     make_latents(args, buffers, cache);
     if (buffers.shape.absorbed)
       attend_to_latents(args, buffers, cache);
-    else
-      attend_to_keys(args, buffers, cache);
+    else if (Status s = attend_to_keys(args, buffers, cache); !s)
+      return s;
     linear(weights_.o, o_bias_, TensorView<const Compute, 3>(buffers.mixed_rows()), args.out,
            buffers);
     if (cache != nullptr) cache->set_length(buffers.shape.keys);
@@ -218,7 +229,8 @@ class CpuBackend {
       // a norm of the whole head comes first, once the keys are formed
       if (k_head_norm_.empty()) finish_heads(buffers.rope_key, {}, buffers.key_rotary);
     }
-    if (shape.latent_cache) {
+    if constexpr (!kStepCache) {
+      if (!shape.latent_cache) return;
       cpu::copy(Buffers::with_head(buffers.latent), cache->keys(shape.past, shape.fresh));
       cpu::copy(buffers.rope_key, cache->values(shape.past, shape.fresh));
     }
@@ -228,7 +240,12 @@ class CpuBackend {
   /// token.
   std::pair<TensorView<const Compute, 4>, TensorView<const Compute, 4>> all_latents(
       const Buffers& buffers, Cache* cache) const {
-    if (!buffers.shape.latent_cache) return {Buffers::with_head(buffers.latent), buffers.rope_key};
+    if constexpr (!kStepCache)
+      if (buffers.shape.latent_cache) return cached_latents(buffers, cache);
+    return {Buffers::with_head(buffers.latent), buffers.rope_key};
+  }
+  std::pair<TensorView<const Compute, 4>, TensorView<const Compute, 4>> cached_latents(
+      const Buffers& buffers, Cache* cache) const {
     const auto latents = cache->keys(0, buffers.shape.keys);
     const auto rope_keys = cache->values(0, buffers.shape.keys);
     if constexpr (kCacheIsWide) {
@@ -241,12 +258,12 @@ class CpuBackend {
   }
 
   [[nodiscard]] cpu::ScoreFunction<Compute> score_function(const Arguments& args,
-                                                           const Buffers& buffers) const {
+                                                           const cpu::RunShape& shape) const {
     cpu::ScoreFunction<Compute> f;
     f.scale = static_cast<Compute>(weights_.config.scale);
     f.softcap = static_cast<Compute>(weights_.config.logit_softcap);
     f.mask = args.mask;
-    f.first_position = buffers.shape.first_query_position;
+    f.first_position = shape.first_query_position;
     return f;
   }
   [[nodiscard]] const double* sinks() const {
@@ -258,7 +275,7 @@ class CpuBackend {
     const auto [latents, rope_keys] = all_latents(buffers, cache);
     cpu::attend_absorbed<Compute, S>(
         buffers.q, latents, rope_keys, {weights_.k, k_, c.kv_heads, c.qk_dim},
-        {weights_.v, v_, c.kv_heads, c.v_dim}, buffers.mixed, score_function(args, buffers),
+        {weights_.v, v_, c.kv_heads, c.v_dim}, buffers.mixed, score_function(args, buffers.shape),
         sinks(), options_.query_block,
         [&](std::int64_t worker) { return buffers.absorbed_scratch(worker); }, options_.threads);
   }
@@ -287,45 +304,82 @@ class CpuBackend {
     cpu::project(weights_.v, v_, source, v, buffers.product_scratch(), options_.threads);
   }
 
-  void attend_to_keys(const Arguments& args, const Buffers& buffers, Cache* cache) const {
-    const cpu::RunShape& shape = buffers.shape;
-    if (cache != nullptr && !shape.latent_cache) {
-      const auto k = cache->keys(shape.past, shape.fresh),
-                 v = cache->values(shape.past, shape.fresh);
-      const TensorView<const Compute, 3> source =
-          weights_.latent ? buffers.latent : args.key_source();
-      if (shape.fresh > 0) {
-        if constexpr (kCacheIsWide) {
-          form_keys_and_values(source, buffers.rope_key, k, v, buffers);
-        } else {
-          form_keys_and_values(source, buffers.rope_key, buffers.k, buffers.v, buffers);
-          cpu::copy(buffers.k, k);
-          cpu::copy(buffers.v, v);
-        }
-      }
-      attend<CacheScalar>(args, cache->keys(0, shape.keys), cache->values(0, shape.keys), buffers);
-      return;
-    }
-    if (shape.keys > 0) {
-      if (weights_.latent) {
-        const auto [latents, rope_keys] = all_latents(buffers, cache);
-        form_keys_and_values(Buffers::without_head(latents), rope_keys, buffers.k, buffers.v,
-                             buffers);
-      } else {
-        form_keys_and_values(args.key_source(), buffers.rope_key, buffers.k, buffers.v, buffers);
-      }
-    }
-    attend<Compute>(args, buffers.k, buffers.v, buffers);
+  /// What the attention step gets, but for the data.
+  template <class T>
+  cpu::AttendArguments<Compute, T> step_arguments(const Arguments& args, const cpu::RunShape& shape,
+                                                  std::int64_t keys) const {
+    const AttentionConfig& c = weights_.config;
+    cpu::AttendArguments<Compute, T> step;
+    step.q.extents = {shape.batch, shape.queries, c.heads, c.head_dim()};
+    step.k.extents = {shape.batch, keys, c.kv_heads, c.head_dim()};
+    step.v.extents = {shape.batch, keys, c.kv_heads, c.v_dim};
+    step.out.extents = {shape.batch, shape.queries, c.heads, c.v_dim};
+    step.score = score_function(args, shape);
+    step.sinks = sinks();
+    step.query_block = options_.query_block;
+    step.threads = options_.threads;
+    return step;
+  }
+  std::size_t step_bytes(const Arguments& args, const cpu::RunShape& shape,
+                         const Cache* cache) const {
+    if (shape.absorbed) return 0;
+    if constexpr (kStepCache)
+      return Attend::workspace_size(step_arguments<Compute>(args, shape, shape.fresh), cache);
+    else if (shape.cached && !shape.latent_cache)
+      return Attend::workspace_size(step_arguments<CacheScalar>(args, shape, shape.keys));
+    else
+      return Attend::workspace_size(step_arguments<Compute>(args, shape, shape.keys));
   }
 
   template <class T>
-  void attend(const Arguments& args, const TensorView<const T, 4>& k,
-              const TensorView<const T, 4>& v, const Buffers& buffers) const {
-    cpu::attend<Compute, T>(
-        buffers.q, k, v, buffers.mixed, score_function(args, buffers), sinks(),
-        options_.query_block,
-        [&](std::int64_t worker) { return buffers.template attend_scratch<T>(worker); },
-        options_.threads);
+  cpu::AttendArguments<Compute, T> step_arguments(const Arguments& args, const Buffers& buffers,
+                                                  const TensorView<const T, 4>& k,
+                                                  const TensorView<const T, 4>& v) const {
+    auto step = step_arguments<T>(args, buffers.shape, k.extent(1));
+    step.q = buffers.q, step.k = k, step.v = v, step.out = buffers.mixed;
+    return step;
+  }
+  template <class T>
+  Status attend(const Arguments& args, const TensorView<const T, 4>& k,
+                const TensorView<const T, 4>& v, const Buffers& buffers) const {
+    return Attend::run(step_arguments(args, buffers, k, v), buffers.step_scratch());
+  }
+
+  Status attend_to_keys(const Arguments& args, const Buffers& buffers, Cache* cache) const {
+    const cpu::RunShape& shape = buffers.shape;
+    if constexpr (!kStepCache)
+      if (cache != nullptr && !shape.latent_cache) return attend_to_cache(args, buffers, cache);
+    if (weights_.latent && buffers.k.extent(1) > 0) {
+      const auto [latents, rope_keys] = all_latents(buffers, cache);
+      form_keys_and_values(Buffers::without_head(latents), rope_keys, buffers.k, buffers.v,
+                           buffers);
+    } else if (buffers.k.extent(1) > 0) {
+      form_keys_and_values(args.key_source(), buffers.rope_key, buffers.k, buffers.v, buffers);
+    }
+    if constexpr (kStepCache)
+      return Attend::run(step_arguments<Compute>(args, buffers, buffers.k, buffers.v), cache,
+                         buffers.step_scratch());
+    else
+      return attend<Compute>(args, buffers.k, buffers.v, buffers);
+  }
+
+  /// The new tokens' keys and values go into the cache; all that it holds is attended to.
+  Status attend_to_cache(const Arguments& args, const Buffers& buffers, Cache* cache) const {
+    const cpu::RunShape& shape = buffers.shape;
+    const auto k = cache->keys(shape.past, shape.fresh), v = cache->values(shape.past, shape.fresh);
+    const TensorView<const Compute, 3> source =
+        weights_.latent ? buffers.latent : args.key_source();
+    if (shape.fresh > 0) {
+      if constexpr (kCacheIsWide) {
+        form_keys_and_values(source, buffers.rope_key, k, v, buffers);
+      } else {
+        form_keys_and_values(source, buffers.rope_key, buffers.k, buffers.v, buffers);
+        cpu::copy(buffers.k, k);
+        cpu::copy(buffers.v, v);
+      }
+    }
+    return attend<CacheScalar>(args, cache->keys(0, shape.keys), cache->values(0, shape.keys),
+                               buffers);
   }
 
   Weights weights_;

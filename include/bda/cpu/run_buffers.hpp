@@ -9,7 +9,6 @@
 #include "bda/attention/arguments.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/tensor_view.hpp"
-#include "bda/cpu/attend.hpp"
 #include "bda/cpu/attend_absorbed.hpp"
 #include "bda/cpu/elementwise.hpp"
 #include "bda/cpu/kv_cache.hpp"
@@ -37,8 +36,8 @@ struct RunShape {
   std::int64_t first_query_position;
   bool cross, cached, latent_cache, absorbed;
 
-  template <class C, class T>
-  RunShape(const AttentionArguments<C>& args, const KvCache<T>* cache)
+  template <class C, class Cache>
+  RunShape(const AttentionArguments<C>& args, const Cache* cache)
       : batch(args.x.extent(0)),
         queries(args.x.extent(1)),
         fresh(args.key_source().extent(1)),
@@ -47,8 +46,19 @@ struct RunShape {
         first_query_position(args.is_cross_attention() ? 0 : past),
         cross(args.is_cross_attention()),
         cached(cache != nullptr),
-        latent_cache(cached && cache->form() == CacheForm::kLatent),
+        latent_cache(cached && is_latent(*cache)),
         absorbed(args.latent_products == LatentProducts::kAbsorbed) {}
+
+ private:
+  template <class T>
+  static bool is_latent(const KvCache<T>& cache) {
+    return cache.form() == CacheForm::kLatent;
+  }
+  /// A cache that came with the attention step.
+  template <class Other>
+  static bool is_latent(const Other&) {
+    return false;
+  }
 };
 
 /// The buffers of one run. Views of what the run does not need are null.
@@ -56,8 +66,10 @@ template <Storage S, class CacheScalar>
 struct RunBuffers {
   using C = compute_t<S>;
 
+  /// `step_bytes` is what the attention step needs, where it is not absorbed; with `step_cache` it
+  /// stores keys and values itself.
   RunBuffers(const AttentionWeights<S>& weights, const RunShape& run, int threads,
-             std::int64_t query_block, Arena& arena)
+             std::int64_t query_block, std::size_t step_bytes, bool step_cache, Arena& arena)
       : shape(run), config_(weights.config), query_block_(std::min(query_block, run.queries)) {
     const AttentionConfig& c = weights.config;
     const std::int64_t batch = run.batch;
@@ -84,24 +96,22 @@ struct RunBuffers {
     }
     const bool in_cache = run.cached && !run.latent_cache;
     // tokens whose keys and values are formed here
-    const std::int64_t formed = run.absorbed   ? 0
-                                : !in_cache    ? run.keys
-                                : kCacheIsWide ? 0
-                                               : run.fresh;
+    const std::int64_t formed = run.absorbed                  ? 0
+                                : !in_cache                   ? run.keys
+                                : kCacheIsWide && !step_cache ? 0
+                                                              : run.fresh;
     k = heads_view(arena, formed, c.kv_heads, c.head_dim());
     v = heads_view(arena, formed, c.kv_heads, c.v_dim);
 
     // The products and the attention proper follow one another: they share their scratch.
-    Arena attention;
-    if (run.absorbed)
+    std::size_t bytes = step_bytes;
+    if (run.absorbed) {
+      Arena attention;
       AbsorbedScratch<C, S>(attention, query_block_, run.keys, c.kv_dim,
                             std::max(c.qk_dim, c.v_dim));
-    else if (in_cache)
-      AttendScratch<C, CacheScalar>(attention, query_block_, run.keys, c.head_dim(), c.v_dim);
-    else
-      AttendScratch<C, C>(attention, query_block_, run.keys, c.head_dim(), c.v_dim);
-    worker_bytes_ = attention.required();
-    std::size_t bytes = worker_bytes_ * static_cast<std::size_t>(threads);
+      worker_bytes_ = attention.required();
+      bytes = worker_bytes_ * static_cast<std::size_t>(threads);
+    }
     const auto product = [&](std::int64_t rows, const Matrix<S>& w) {
       Arena measured;
       take_product_scratch<C>(measured, rows, w.rows, w.cols, threads);
@@ -141,11 +151,8 @@ struct RunBuffers {
     return {mixed.data, {mixed.extent(0), mixed.extent(1), mixed.extent(2) * mixed.extent(3)}};
   }
   [[nodiscard]] C* product_scratch() const { return reinterpret_cast<C*>(scratch_.data()); }
-  template <class T>
-  [[nodiscard]] AttendScratch<C, T> attend_scratch(std::int64_t worker) const {
-    Arena arena(worker_memory(worker));
-    return {arena, query_block_, shape.keys, config_.head_dim(), config_.v_dim};
-  }
+  /// Of at least `step_bytes`.
+  [[nodiscard]] std::span<std::byte> step_scratch() const { return scratch_; }
   [[nodiscard]] AbsorbedScratch<C, S> absorbed_scratch(std::int64_t worker) const {
     Arena arena(worker_memory(worker));
     return {arena, query_block_, shape.keys, config_.kv_dim,

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bda/attention/arguments.hpp"
+#include "bda/attention/step_cache.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/error.hpp"
 #include "bda/core/status.hpp"
@@ -41,7 +42,12 @@ struct ElementOf<DType::kBF16> {
 };
 
 /// The library's own attention step, and the form an engine's has: two static functions over the
-/// queries, keys, values and output as they lie in device memory.
+/// queries, keys, values and output as they lie in device memory. One that brings a cache (see
+/// attention/step_cache.hpp) has
+///   workspace_size(args, const Cache*, device) and
+///   run(args, Cache*, device, workspace, bytes, stream)
+/// in place of these, null without a cache: k and v are then the new tokens' alone, and query i has
+/// position cache->length() + i.
 struct BuiltInAttend {
   template <class T>
   static std::size_t workspace_size(const AttendArguments<T>& args, const DeviceInfo& device) {
@@ -73,6 +79,9 @@ struct BuiltInAttend {
 /// its place. A latent cache holds the latents; absorbed decoding attends to them, and needs no
 /// keys.
 ///
+/// Attend is the attention step; one that names a type `Cache` brings its own cache, for which
+/// there is no `make_cache`, and has no absorbed products.
+///
 /// Not here, and refused: `mask.bias`; heads wider than 192; absorbed products where keys or values
 /// have a bias or a basis that is no slice, and, of latents wider than 192, on anything but sm_90a.
 template <Storage S, class Attend = cuda::BuiltInAttend>
@@ -82,7 +91,7 @@ class CudaBackend {
   using Compute = typename cuda::ElementOf<StorageTraits<S>::dtype>::type;
   struct Options {};
   using Stream = cudaStream_t;
-  using Cache = cuda::KvCache<Compute>;
+  using Cache = typename CacheOfStep<Attend, cuda::KvCache<Compute>>::type;
   using Arguments = AttentionArguments<Compute>;
 
   /// Copies the weights to the current device. `weights` have passed `validate`. Throws bda::Error
@@ -126,7 +135,8 @@ class CudaBackend {
   [[nodiscard]] const Weights& weights() const { return weights_; }
   [[nodiscard]] const Options& options() const { return options_; }
 
-  [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const {
+  [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const
+      requires(!BringsCache<Attend>) {
     if (form == CacheForm::kLatent && !weights_.latent)
       throw Error("cache.form", "kMaterialized, as the layer has no latent", "kLatent");
     if (form == CacheForm::kLatent && !weights_.k_head_norm.empty())
@@ -139,7 +149,8 @@ class CudaBackend {
 
   /// Whether `cache` can take the tokens of `args`.
   Status check(const Arguments& args, const Cache& cache) const {
-    if (cache.layer() != layer_id()) return Status::invalid("cache", "made by this layer", 1, 0);
+    if constexpr (!kStepCache)
+      if (cache.layer() != layer_id()) return Status::invalid("cache", "made by this layer", 1, 0);
     if (cache.batch() != args.x.extent(0))
       return Status::invalid("cache.batch", "equal to x.extent(0)", args.x.extent(0),
                              cache.batch());
@@ -147,7 +158,7 @@ class CudaBackend {
     if (needed > cache.capacity())
       return Status::invalid("cache.capacity", "at least the tokens held and the new ones", needed,
                              cache.capacity());
-    if (args.latent_products == LatentProducts::kAbsorbed && cache.form() != CacheForm::kLatent)
+    if (args.latent_products == LatentProducts::kAbsorbed && !is_latent(&cache))
       return Status::error(Status::Code::kUnsupported, "latent_products",
                            "kMaterialized, as the cache is not latent",
                            static_cast<int>(LatentProducts::kMaterialized),
@@ -172,6 +183,7 @@ class CudaBackend {
 
  private:
   using T = Compute;
+  static constexpr bool kStepCache = BringsCache<Attend>;
   using Buffers = cuda::RunBuffers<T>;
   using Shape = cuda::RunShape;
   struct Matrix {
@@ -252,15 +264,22 @@ class CudaBackend {
   }
 
   // ---- one run
+  static bool is_latent([[maybe_unused]] const Cache* cache) {
+    if constexpr (kStepCache)
+      return false;
+    else
+      return cache != nullptr && cache->form() == CacheForm::kLatent;
+  }
   static Shape shape(const Arguments& args, const Cache* cache) {
     Shape s;
     s.batch = args.x.extent(0);
     s.queries = args.x.extent(1);
     s.past = cache == nullptr ? 0 : cache->length();
     s.fresh = args.key_source().extent(1);
-    s.latent_cache = cache != nullptr && cache->form() == CacheForm::kLatent;
-    s.cached = cache != nullptr && !s.latent_cache;
+    s.latent_cache = is_latent(cache);
+    s.cached = cache != nullptr && !s.latent_cache && !kStepCache;
     s.absorbed = args.latent_products == LatentProducts::kAbsorbed;
+    s.formed = s.absorbed || s.cached ? 0 : s.latent_cache ? s.keys() : s.fresh;
     return s;
   }
   Buffers buffers(const Arguments& args, const Cache* cache, std::byte* memory) const {
@@ -269,14 +288,19 @@ class CudaBackend {
     };
     Buffers b(config(), weights_.latent.has_value(), q_a_.product.columns() > 0, shape(args, cache),
               scratch, memory);
-    b.add_attend(Attend::workspace_size(attention_step(args, cache, b), device_));
+    const cuda::AttendArguments<T> step = attention_step(args, cache, b);
+    if constexpr (kStepCache)
+      b.add_attend(Attend::workspace_size(step, cache, device_));
+    else
+      b.add_attend(Attend::workspace_size(step, device_));
     return b;
   }
 
   /// [batch, keys, 1, kv_dim + rope_dim]: all latents, where they are attended to or cached.
   [[nodiscard]] TensorView<T, 4> latents(const Shape& s, const Cache* cache, const Buffers& b,
                                          std::int64_t first, std::int64_t count) const {
-    if (s.latent_cache) return cache->keys(first, count);
+    if constexpr (!kStepCache)
+      if (s.latent_cache) return cache->keys(first, count);
     return rows_of(b.latents, s.batch, s.fresh, 1, config().kv_dim + config().rope_dim);
   }
 
@@ -293,12 +317,13 @@ class CudaBackend {
       a.out = rows_of<T>(b.mixed, s.batch, s.queries, c.heads, c.kv_dim);
     } else {
       a.q = rows_of<const T>(b.q, s.batch, s.queries, c.heads, c.head_dim());
-      if (s.cached) {
-        a.k = cache->keys(0, s.keys());
-        a.v = cache->values(0, s.keys());
-      } else {
-        a.k = rows_of<const T>(b.keys, s.batch, s.keys(), c.kv_heads, c.head_dim());
-        a.v = rows_of<const T>(b.values, s.batch, s.keys(), c.kv_heads, c.v_dim);
+      a.k = rows_of<const T>(b.keys, s.batch, s.formed, c.kv_heads, c.head_dim());
+      a.v = rows_of<const T>(b.values, s.batch, s.formed, c.kv_heads, c.v_dim);
+      if constexpr (!kStepCache) {
+        if (s.cached) {
+          a.k = cache->keys(0, s.keys());
+          a.v = cache->values(0, s.keys());
+        }
       }
       a.out = rows_of<T>(b.attended, s.batch, s.queries, c.heads, c.v_dim);
     }
@@ -323,6 +348,8 @@ class CudaBackend {
         return unsupported("latent_products", rule, static_cast<int>(LatentProducts::kMaterialized),
                            static_cast<int>(LatentProducts::kAbsorbed));
       };
+      if (kStepCache)
+        return refuse("kMaterialized here, as the attention step keeps keys and values");
       if (!k_.absorbable() || !v_.absorbable())
         return refuse("kMaterialized here, as keys or values have a bias or a scattered basis");
       if (config().kv_heads != config().heads || config().rope_key_heads() != 1)
@@ -383,7 +410,7 @@ class CudaBackend {
       if (Status s = keys_of_cached_latents(shape, cache, b, stream); !s.ok()) return s;
     if (shape.absorbed)
       if (Status s = absorb_queries(shape, b, stream); !s.ok()) return s;
-    if (Status s = Attend::run(step, device_, b.attend, b.attend_bytes, stream); !s.ok()) return s;
+    if (Status s = attend(step, cache, b, stream); !s.ok()) return s;
     const AttentionConfig& c = config();
     if (shape.absorbed)
       if (Status s =
@@ -398,6 +425,14 @@ class CudaBackend {
       return s;
     if (cache != nullptr) cache->set_length(shape.keys());
     return {};
+  }
+
+  Status attend(const cuda::AttendArguments<T>& step, [[maybe_unused]] Cache* cache,
+                const Buffers& b, cudaStream_t stream) const {
+    if constexpr (kStepCache)
+      return Attend::run(step, cache, device_, b.attend, b.attend_bytes, stream);
+    else
+      return Attend::run(step, device_, b.attend, b.attend_bytes, stream);
   }
 
   Status rotate(const TensorView<T, 4>& x, std::int64_t position, cudaStream_t stream) const {
@@ -474,12 +509,14 @@ class CudaBackend {
                  ? Status{}
                  : cuda::copy_rows<T>(rope, channels(stored, c.kv_dim, c.rope_dim), stream);
 
-    const TensorView<T, 4> keys = s.cached
-                                      ? cache->keys(s.past, s.fresh)
-                                      : rows_of(b.keys, s.batch, s.fresh, c.kv_heads, c.head_dim());
-    const TensorView<T, 4> values = s.cached
-                                        ? cache->values(s.past, s.fresh)
-                                        : rows_of(b.values, s.batch, s.fresh, c.kv_heads, c.v_dim);
+    TensorView<T, 4> keys = rows_of(b.keys, s.batch, s.fresh, c.kv_heads, c.head_dim());
+    TensorView<T, 4> values = rows_of(b.values, s.batch, s.fresh, c.kv_heads, c.v_dim);
+    if constexpr (!kStepCache) {
+      if (s.cached) {
+        keys = cache->keys(s.past, s.fresh);
+        values = cache->values(s.past, s.fresh);
+      }
+    }
     if (Status e = project(latent, rope, keys, values, b, stream); !e.ok() || !norms) return e;
     if (Status e = normalize_heads(keys, k_head_norm_, stream); !e.ok() || c.rope_dim == 0)
       return e;
@@ -489,7 +526,7 @@ class CudaBackend {
   Status keys_of_cached_latents(const Shape& s, const Cache* cache, const Buffers& b,
                                 cudaStream_t stream) const {
     const AttentionConfig& c = config();
-    const TensorView<const T, 4> all = cache->keys(0, s.keys());
+    const TensorView<const T, 4> all = latents(s, cache, b, 0, s.keys());
     return project(channels(all, 0, c.kv_dim), channels(all, c.kv_dim, c.rope_dim),
                    rows_of(b.keys, s.batch, s.keys(), c.kv_heads, c.head_dim()),
                    rows_of(b.values, s.batch, s.keys(), c.kv_heads, c.v_dim), b, stream);

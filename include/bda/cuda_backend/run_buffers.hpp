@@ -16,6 +16,7 @@ struct RunShape {
   bool cached = false;               // keys and values go to a cache of their own
   bool latent_cache = false;
   bool absorbed = false;
+  std::int64_t formed = 0;  // keys of each sequence that are formed in the workspace
 
   [[nodiscard]] std::int64_t rows() const { return batch * queries; }
   [[nodiscard]] std::int64_t fresh_rows() const { return batch * fresh; }
@@ -33,18 +34,18 @@ class RunBuffers {
       : base_(memory) {
     const std::int64_t latent_width = c.kv_dim + c.rope_dim;
     // Latents in a cache are no even rows: they are projected one sequence at a time.
-    const std::int64_t formed = s.absorbed ? 0 : s.latent_cache ? s.keys() : s.fresh_rows();
-    const std::int64_t kept = s.absorbed || s.cached ? 0 : s.batch * s.keys();
+    const std::int64_t at_once = s.absorbed ? 0 : s.latent_cache ? s.keys() : s.fresh_rows();
+    const std::int64_t formed = s.batch * s.formed;
     blas = take(kBlasWorkspaceBytes);
     query_latent = array<T>(has_query_latent ? s.rows() * c.query_dim : 0);
     q = array<T>(s.rows() * c.heads * c.head_dim());
     latent = array<T>(has_latent ? s.fresh_rows() * c.kv_dim : 0);
     rope = array<T>(s.fresh_rows() * c.rope_key_heads() * c.rope_dim);
     latents = array<T>(s.absorbed && !s.latent_cache ? s.fresh_rows() * latent_width : 0);
-    keys = array<T>(kept * c.kv_heads * c.head_dim());
-    values = array<T>(kept * c.kv_heads * c.v_dim);
-    side = array<T>(formed * c.kv_heads * std::max(c.qk_dim, c.v_dim));
-    scratch = array<T>(scratch_rows(std::max(formed, s.fresh_rows())));
+    keys = array<T>(formed * c.kv_heads * c.head_dim());
+    values = array<T>(formed * c.kv_heads * c.v_dim);
+    side = array<T>(at_once * c.kv_heads * std::max(c.qk_dim, c.v_dim));
+    scratch = array<T>(scratch_rows(std::max(at_once, s.fresh_rows())));
     absorbed_q = array<T>(s.absorbed ? s.rows() * c.heads * latent_width : 0);
     mixed = array<T>(s.absorbed ? s.rows() * c.heads * c.kv_dim : 0);
     attended = array<T>(s.rows() * c.heads * c.v_dim);

@@ -1,0 +1,5 @@
+#include "bda/cuda.cuh"
+
+BDA_INSTANTIATE_CUDA_PROJECTION(__nv_bfloat16);
+BDA_INSTANTIATE_CUDA_ATTENTION_READY(__nv_bfloat16);
+BDA_INSTANTIATE_CUDA_ABSORBED(__nv_bfloat16);
