@@ -4,7 +4,6 @@
 #include "bda/cpu/backend.hpp"
 #include "engine.hpp"
 namespace engine {
-
 /// The attention step: new keys and values into their pages, then one pass over all of them.
 template <class T>
 struct CpuAttend {
@@ -17,10 +16,9 @@ struct CpuAttend {
     const std::int64_t qk = a.k.extent(3), v = a.v.extent(3), group = a.q.extent(2) / a.k.extent(2);
     for (std::int64_t i = 0; i < a.q.extent(1); ++i) {
       const std::int64_t last = cache->length() + i;
-      for (std::int64_t g = 0; g < a.k.extent(2); ++g) {
-        std::copy_n(&a.k(0, i, g, 0), qk, cache->key(last) + g * qk);
-        std::copy_n(&a.v(0, i, g, 0), v, cache->value(last) + g * v);
-      }
+      for (std::int64_t g = 0; g < a.k.extent(2); ++g)
+        std::copy_n(&a.k(0, i, g, 0), qk, cache->key(last) + g * qk),
+            std::copy_n(&a.v(0, i, g, 0), v, cache->value(last) + g * v);
       for (std::int64_t h = 0; h < a.q.extent(2); ++h) {
         T* const out = std::fill_n(&a.out(0, i, h, 0), v, T(0)) - v;
         T largest = std::numeric_limits<T>::lowest(), sum = 0;

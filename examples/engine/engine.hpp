@@ -6,7 +6,6 @@
 /// A small inference engine around BDAttention: memory, pages, stream and attention kernel are its
 /// own. Device (cpu.hpp, cuda.hpp) is where it runs: the kernel, and the model less attention.
 namespace engine {
-
 /// One piece of memory, taken at the start and handed out in order.
 template <class Device>
 struct Pool {
@@ -38,7 +37,6 @@ class Engine {
  public:
   using Attention = bda::BDAttention<typename Device::Backend>;
   using T = typename Attention::Compute;
-
   /// `attention`: each layer's weights, plain or decomposed. `model` outlives the engine.
   Engine(const bda::checkpoint::TransformerWeights<typename Device::Stored>& model,
          std::vector<typename Attention::Weights> attention, std::int64_t most)
@@ -46,21 +44,20 @@ class Engine {
     const bda::AttentionConfig c = attention.front().config;
     const std::int64_t keys = c.kv_heads * c.head_dim(), values = c.kv_heads * c.v_dim;
     const std::int64_t pages = (most + kPage - 1) / kPage;
-    const auto layers = static_cast<std::int64_t>(attention.size());
-    T* const memory = pool_.template take<T>(layers * pages * kPage * (keys + values));
+    T* const memory =
+        pool_.template take<T>(std::ssize(attention) * pages * kPage * (keys + values));
     for (auto& weights : attention) {
       caches_.push_back({{memory, pool_.template take<std::int32_t>(pages), keys, values}});
       layers_.emplace_back(std::move(weights));
     }
     in_ = pool_.template take<T>(most * hidden_), out_ = pool_.template take<T>(most * hidden_);
-    const std::size_t bytes = layers_.front().workspace_size(arguments(most));
-    workspace_ = {pool_.template take<std::byte>(static_cast<std::int64_t>(bytes)), bytes};
+    const auto bytes = static_cast<std::int64_t>(layers_.front().workspace_size(arguments(most)));
+    workspace_ = {pool_.template take<std::byte>(bytes), static_cast<std::size_t>(bytes)};
   }
-
   /// Prefill, then one token at a time: the `count` likeliest tokens behind the prompt.
   std::vector<std::int64_t> generate(std::span<const std::int64_t> prompt, std::int64_t count) {
     std::vector<std::int64_t> made{next(prompt)};
-    while (static_cast<std::int64_t>(made.size()) < count) made.push_back(next({&made.back(), 1}));
+    while (std::ssize(made) < count) made.push_back(next({&made.back(), 1}));
     return made;
   }
 
@@ -71,7 +68,7 @@ class Engine {
     return args;
   }
   std::int64_t next(std::span<const std::int64_t> tokens) {
-    const auto count = static_cast<std::int64_t>(tokens.size());
+    const std::int64_t count = std::ssize(tokens);
     device_.embed(tokens, caches_.front().length());
     for (std::size_t i = 0; i < layers_.size(); ++i) {
       PagedCache<T>& cache = caches_[i];
@@ -84,7 +81,6 @@ class Engine {
     }
     return device_.likeliest();
   }
-
   Device device_;
   std::int64_t hidden_;
   Pool<Device> pool_;

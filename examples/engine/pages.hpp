@@ -1,9 +1,7 @@
 #pragma once
 #include <cstdint>
-
 namespace engine {
 constexpr std::int64_t kPage = 16;  // tokens
-
 /// One layer's pages as a kernel sees them: a token's row is [keys | values].
 template <class T>
 struct Pages {
