@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <filesystem>
@@ -38,6 +39,8 @@ class Tokenizer {
         if (tokens_.size() <= id.get<std::size_t>()) tokens_.resize(id.get<std::size_t>() + 1);
         tokens_[id.get<std::size_t>()] = token;
       }
+      for (const auto& added : json.at("added_tokens"))
+        specials_[added.at("content")] = added.at("id").get<std::int64_t>();
       for (const auto& merge : model.at("merges"))
         ranks_.emplace(std::pair(merge.at(0), merge.at(1)), ranks_.size());
     } catch (const bda::checkpoint::Json::exception& error) {
@@ -56,7 +59,18 @@ class Tokenizer {
   [[nodiscard]] std::vector<std::int64_t> encode(std::string_view text) const {
     std::vector<std::int64_t> out;
     while (!text.empty()) {
-      const std::size_t length = first_word(text);
+      std::size_t end = text.size();  // of what comes before a special token
+      for (const auto& [special, id] : specials_) end = std::min(end, text.find(special));
+      if (end == 0) {
+        for (const auto& [special, id] : specials_) {
+          if (!text.starts_with(special)) continue;
+          out.push_back(id);
+          text.remove_prefix(special.size());
+          break;
+        }
+        continue;
+      }
+      const std::size_t length = first_word(text.substr(0, end));
       for (const std::string& piece : merged(text.substr(0, length))) {
         const auto id = ids_.find(piece);
         if (id == ids_.end()) throw bda::Error("text", "bytes of the vocabulary", piece);
@@ -137,7 +151,7 @@ class Tokenizer {
     return {static_cast<char>(0xc0 | (c >> 6)), static_cast<char>(0x80 | (c & 0x3f))};
   }
 
-  std::map<std::string, std::int64_t> ids_;
+  std::map<std::string, std::int64_t> ids_, specials_;
   std::vector<std::string> tokens_;
   std::map<std::pair<std::string, std::string>, std::size_t> ranks_;
   std::array<std::string, 256> symbols_;
