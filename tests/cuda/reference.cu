@@ -212,6 +212,7 @@ template <class T>
 void fill_normal(T* data, std::int64_t rows, std::int64_t columns, std::int64_t stride,
                  std::uint64_t seed, float scale) {
   fill_kernel<<<512, 256>>>(data, rows, columns, stride, seed, scale);
+  cudaDeviceSynchronize();  // for streams that do not wait for the default one
 }
 
 template <class T>

@@ -143,7 +143,7 @@ Comparison compare_attend(const bda::cuda::AttendArguments<T>& args, const T* bu
   p.window = args.window;
   p.unit = half ? 0x1p-11 : 0x1p-8;
   p.smallest = half ? 0x1p-24 : 0x1p-133;
-  compare_kernel<T><<<4096, 192>>>(p, device);
+  compare_kernel<T><<<4096, static_cast<unsigned>(p.width)>>>(p, device);
   count_poison<T><<<512, 256>>>(buffer, elements, device);
   if (cudaDeviceSynchronize() == cudaSuccess)
     cudaMemcpy(&host, device, sizeof(Comparison), cudaMemcpyDeviceToHost);

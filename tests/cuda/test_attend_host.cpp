@@ -51,6 +51,15 @@ TEST_CASE("attention arguments: what is refused names the value", "[cuda][attend
   refused("v.extent(2)", [](auto& a) { a.v.extents[2] = 1; });
   refused("k.extent(3)", [](auto& a) { a.k.extents[3] = 64; });
   refused("q.extent(3)", [](auto& a) { a.q.extents[3] = 200; });
+  const auto latent = [](auto& a, std::int64_t qk, std::int64_t v) {
+    a.q.extents[3] = a.k.extents[3] = qk;
+    a.v = a.k;
+    a.v.extents[3] = a.out.extents[3] = v;
+  };
+  refused("q.extent(3)", [&](auto& a) { latent(a, 584, 512); });
+  refused("v.extent(3)", [&](auto& a) { latent(a, 576, 520); });
+  refused("v.extent(3)", [&](auto& a) { latent(a, 120, 128); });
+  refused("v.data", [](auto& a) { a.force = {AttendKernel::kSm90Latent, 1, ""}; });
   refused("q.extent(3)", [](auto& a) { a.q.extents[3] = 12; });
   refused("v.extent(3)", [](auto& a) { a.v.extents[3] = 192; });
   refused("out.extent(1)", [](auto& a) { a.out.extents[1] = 9; });
@@ -86,6 +95,15 @@ TEST_CASE("attention: the choice is one its kernel accepts", "[cuda][attend]") {
   const AttendShape decode{DType::kBF16, 16, 1, 8192, 16, 16, 128, 128};
   CHECK(pick(decode, kH100).kernel == AttendKernel::kRows);
   CHECK(pick(decode, kH100).splits > 1);
+  for (std::int64_t batch : {1, 32, 200})
+    for (std::int64_t keys : {0, 1, 8192, 1000000}) {
+      const AttendShape latent{DType::kBF16, batch, 1, keys, 128, 1, 576, 512};
+      CHECK(pick(latent, kH100).kernel == AttendKernel::kSm90Latent);
+      CHECK(validate(pick(latent, kH100), latent, kH100).ok());
+      CHECK_FALSE(validate(pick(latent, kA100), latent, kA100).ok());
+      CHECK_FALSE(validate({AttendKernel::kRows, 1, ""}, latent, kH100).ok());
+    }
+  CHECK(pick(AttendShape{DType::kBF16, 1, 1, 8192, 128, 1, 576, 512}, kH100).splits > 16);
   CHECK_FALSE(validate({AttendKernel::kSm90Tile, 1, ""}, prefill, kA100).ok());
   CHECK_FALSE(validate({AttendKernel::kRows, 0, ""}, decode, kH100).ok());
   CHECK_FALSE(validate({AttendKernel::kSm90Tile, 2, ""}, prefill, kH100).ok());

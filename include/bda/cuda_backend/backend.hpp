@@ -23,6 +23,7 @@
 #include "bda/cuda_backend/kv_cache.hpp"
 #include "bda/cuda_backend/kv_plan.hpp"
 #include "bda/cuda_backend/product.hpp"
+#include "bda/cuda_backend/run_buffers.hpp"
 #include "bda/model/attention_weights.hpp"
 
 namespace bda::inline v0 {
@@ -57,6 +58,12 @@ struct BuiltInAttend {
                     std::size_t bytes, cudaStream_t stream) {
     return cuda::run(args, device, workspace, bytes, stream);
   }
+  /// Optional: what can be refused before anything of the layer is launched.
+  template <class T>
+  static Status check(const AttendArguments<T>& args, const DeviceInfo& device) {
+    if (Status s = check_arguments(args); !s.ok()) return s;
+    return validate(config_for(args, device), args.shape(), device);
+  }
 };
 
 }  // namespace cuda
@@ -69,13 +76,14 @@ struct BuiltInAttend {
 /// and nothing synchronised while it runs, but for cublasLt's choice of algorithm at the first run
 /// with a number of tokens: run once before a capture. Keys and values of a decomposed layer come
 /// from one launch where both bases are slices; else each side is projected by itself and copied to
-/// its place.
+/// its place. A latent cache holds the latents; absorbed decoding attends to them, and needs no
+/// keys.
 ///
 /// Attend is the attention step; one that names a type `Cache` brings its own cache, for which
-/// there is no `make_cache`.
+/// there is no `make_cache`, and has no absorbed products.
 ///
-/// Not here, and refused: a latent cache and absorbed products, `mask.key_lengths`, `mask.bias`,
-/// heads wider than 192.
+/// Not here, and refused: `mask.bias`; heads wider than 192; absorbed products where keys or values
+/// have a bias or a basis that is no slice, and, of latents wider than 192, on anything but sm_90a.
 template <Storage S, class Attend = cuda::BuiltInAttend>
 class CudaBackend {
  public:
@@ -98,7 +106,8 @@ class CudaBackend {
          {std::pair{"config.qk_dim", c.qk_dim}, std::pair{"config.rope_dim", c.rope_dim},
           std::pair{"config.v_dim", c.v_dim}, std::pair{"config.kv_dim", c.kv_dim},
           std::pair{"config.query_dim", c.query_dim}, std::pair{"config.out_dim", c.out_dim}})
-      check::multiple_of(name, width, 8, "elements in 16 bytes");
+      if (width != 0)  // no such channels, where a layer may have none
+        check::multiple_of(name, width, 8, "elements in 16 bytes");
     check::in_range("config.qk_dim + config.rope_dim", c.head_dim(), 8, 192);
     check::in_range("config.v_dim", c.v_dim, 8, 192);
     q_bias_ = array(weights_.q_bias);
@@ -128,9 +137,14 @@ class CudaBackend {
 
   [[nodiscard]] Cache make_cache(std::int64_t batch, std::int64_t capacity, CacheForm form) const
       requires(!BringsCache<Attend>) {
-    if (form != CacheForm::kMaterialized)
-      throw Error("cache.form", "kMaterialized, the one form of this backend", "kLatent");
-    return Cache(weights_.config, layer_id(), batch, capacity);
+    if (form == CacheForm::kLatent && !weights_.latent)
+      throw Error("cache.form", "kMaterialized, as the layer has no latent", "kLatent");
+    if (form == CacheForm::kLatent && !weights_.k_head_norm.empty())
+      throw Error("cache.form", "kMaterialized, as k_head_norm needs the keys", "kLatent");
+    if (form == CacheForm::kLatent && weights_.config.rope_key_heads() != 1)
+      throw Error("cache.form", "kMaterialized, as each head has a rotary key of its own",
+                  "kLatent");
+    return Cache(weights_.config, layer_id(), batch, capacity, form);
   }
 
   /// Whether `cache` can take the tokens of `args`.
@@ -144,14 +158,19 @@ class CudaBackend {
     if (needed > cache.capacity())
       return Status::invalid("cache.capacity", "at least the tokens held and the new ones", needed,
                              cache.capacity());
+    if (args.latent_products == LatentProducts::kAbsorbed && !is_latent(&cache))
+      return Status::error(Status::Code::kUnsupported, "latent_products",
+                           "kMaterialized, as the cache is not latent",
+                           static_cast<int>(LatentProducts::kMaterialized),
+                           static_cast<int>(args.latent_products));
     return {};
   }
 
   [[nodiscard]] std::size_t workspace_size(const Arguments& args) const {
-    return Buffers(*this, args, nullptr, nullptr).bytes;
+    return buffers(args, nullptr, nullptr).bytes();
   }
   [[nodiscard]] std::size_t workspace_size(const Arguments& args, const Cache& cache) const {
-    return Buffers(*this, args, &cache, nullptr).bytes;
+    return buffers(args, &cache, nullptr).bytes();
   }
 
   Status run(const Arguments& args, std::span<std::byte> workspace, cudaStream_t stream) const {
@@ -165,59 +184,17 @@ class CudaBackend {
  private:
   using T = Compute;
   static constexpr bool kStepCache = BringsCache<Attend>;
+  using Buffers = cuda::RunBuffers<T>;
+  using Shape = cuda::RunShape;
   struct Matrix {
     cuda::DeviceArray<T> weight;
     cuda::Product<T> product;
   };
 
-  /// Where everything lies in the workspace; with a null base only its size.
-  struct Buffers {
-    std::byte* base = nullptr;
-    std::size_t bytes = 0;
-    void* blas = nullptr;
-    T *query_latent, *q, *latent, *keys, *values, *nope, *rope, *v_rows, *scratch, *attended;
-    std::byte* attend = nullptr;
-    std::size_t attend_bytes = 0;
-
-    Buffers(const CudaBackend& layer, const Arguments& args, const Cache* cache, std::byte* memory)
-        : base(memory) {
-      const AttentionConfig& c = layer.config();
-      const std::int64_t rows = args.x.extent(0) * args.x.extent(1);
-      const std::int64_t key_rows = args.x.extent(0) * args.key_source().extent(1);
-      blas = take(cuda::kBlasWorkspaceBytes);
-      query_latent = array(layer.q_a_.product.columns() > 0 ? rows * c.query_dim : 0);
-      q = array(rows * c.heads * c.head_dim());
-      latent = array(layer.weights_.latent ? key_rows * c.kv_dim : 0);
-      const bool formed_here = kStepCache || cache == nullptr;
-      keys = array(formed_here ? key_rows * c.kv_heads * c.head_dim() : 0);
-      values = array(formed_here ? key_rows * c.kv_heads * c.v_dim : 0);
-      nope = array(key_rows * c.kv_heads * c.qk_dim);
-      rope = array(key_rows * c.rope_key_heads() * c.rope_dim);
-      v_rows = array(key_rows * c.kv_heads * c.v_dim);
-      scratch = array(std::max({layer.k_.scratch(key_rows), layer.v_.scratch(key_rows),
-                                layer.k_rope_.scratch(key_rows)}));
-      attended = array(rows * c.heads * c.v_dim);
-      const auto step = layer.attention_step(args, cache, *this);
-      if constexpr (kStepCache)
-        attend_bytes = Attend::workspace_size(step, cache, layer.device_);
-      else
-        attend_bytes = Attend::workspace_size(step, layer.device_);
-      attend = take(attend_bytes);
-    }
-
-    std::byte* take(std::size_t size) {
-      std::byte* const at = base == nullptr ? nullptr : base + bytes;
-      bytes += (size + 255) / 256 * 256;
-      return at;
-    }
-    T* array(std::int64_t count) {
-      return reinterpret_cast<T*>(take(static_cast<std::size_t>(count) * sizeof(T)));
-    }
-  };
-
   [[nodiscard]] const AttentionConfig& config() const { return weights_.config; }
   [[nodiscard]] const void* layer_id() const { return o_.weight.data(); }  // survives a move
 
+  // ---- weights
   template <class U>
   static cuda::DeviceArray<T> array(const std::vector<U>& values) {
     return {values.data(), static_cast<std::int64_t>(values.size())};
@@ -233,6 +210,7 @@ class CudaBackend {
     return width == 0 ? cuda::KvPlan<T>() : cuda::KvPlan<T>(blas_, p, depth, heads, width);
   }
 
+  // ---- views
   /// [batch, tokens, width] as [batch * tokens, width].
   template <class U>
   static TensorView<U, 2> flat(const TensorView<U, 3>& x) {
@@ -245,28 +223,115 @@ class CudaBackend {
                                   std::int64_t heads, std::int64_t width) {
     return {data, {batch, tokens, heads, width}};
   }
+  template <class U>
+  static TensorView<const U, 3> heads_of(const U* data, std::int64_t rows, std::int64_t heads,
+                                         std::int64_t width, std::int64_t step) {
+    return {data, {rows, heads, width}, {heads * step, step, 1}};
+  }
+  /// Channels [first, first + count) of every head.
+  template <class U, int Rank>
+  static TensorView<U, Rank> channels(TensorView<U, Rank> x, std::int64_t first,
+                                      std::int64_t count) {
+    x.data += first;
+    x.extents[Rank - 1] = count;
+    return x;
+  }
+  /// Whether the tokens of all sequences follow each other at one stride.
+  template <class U>
+  static bool is_even(const TensorView<U, 4>& x) {
+    return x.extent(0) < 2 || x.extent(1) < 2 || x.stride(0) == x.extent(1) * x.stride(1);
+  }
+  /// Sequence `b`, or, where they are even, all as one.
+  template <class U>
+  static TensorView<U, 3> sequence(const TensorView<U, 4>& x, std::int64_t b) {
+    return {x.data + b * x.stride(0),
+            {x.extent(1), x.extent(2), x.extent(3)},
+            {x.stride(1), x.stride(2), x.stride(3)}};
+  }
+  template <class U>
+  static TensorView<U, 3> as_one_sequence(const TensorView<U, 4>& x) {
+    return {
+        x.data,
+        {x.extent(0) * x.extent(1), x.extent(2), x.extent(3)},
+        {x.extent(1) > 1 || x.extent(0) < 2 ? x.stride(1) : x.stride(0), x.stride(2), x.stride(3)}};
+  }
 
-  /// What the attention step gets. `buffers` may still be without addresses.
+  template <class U>
+  static TensorView<U, 4> batched(const TensorView<U, 3>& x) {
+    return {x.data,
+            {1, x.extent(0), x.extent(1), x.extent(2)},
+            {0, x.stride(0), x.stride(1), x.stride(2)}};
+  }
+
+  // ---- one run
+  static bool is_latent([[maybe_unused]] const Cache* cache) {
+    if constexpr (kStepCache)
+      return false;
+    else
+      return cache != nullptr && cache->form() == CacheForm::kLatent;
+  }
+  static Shape shape(const Arguments& args, const Cache* cache) {
+    Shape s;
+    s.batch = args.x.extent(0);
+    s.queries = args.x.extent(1);
+    s.past = cache == nullptr ? 0 : cache->length();
+    s.fresh = args.key_source().extent(1);
+    s.latent_cache = is_latent(cache);
+    s.cached = cache != nullptr && !s.latent_cache && !kStepCache;
+    s.absorbed = args.latent_products == LatentProducts::kAbsorbed;
+    s.formed = s.absorbed || s.cached ? 0 : s.latent_cache ? s.keys() : s.fresh;
+    return s;
+  }
+  Buffers buffers(const Arguments& args, const Cache* cache, std::byte* memory) const {
+    const auto scratch = [this](std::int64_t rows) {
+      return std::max({k_.scratch(rows), v_.scratch(rows), k_rope_.scratch(rows)});
+    };
+    Buffers b(config(), weights_.latent.has_value(), q_a_.product.columns() > 0, shape(args, cache),
+              scratch, memory);
+    const cuda::AttendArguments<T> step = attention_step(args, cache, b);
+    if constexpr (kStepCache)
+      b.add_attend(Attend::workspace_size(step, cache, device_));
+    else
+      b.add_attend(Attend::workspace_size(step, device_));
+    return b;
+  }
+
+  /// [batch, keys, 1, kv_dim + rope_dim]: all latents, where they are attended to or cached.
+  [[nodiscard]] TensorView<T, 4> latents(const Shape& s, const Cache* cache, const Buffers& b,
+                                         std::int64_t first, std::int64_t count) const {
+    if constexpr (!kStepCache)
+      if (s.latent_cache) return cache->keys(first, count);
+    return rows_of(b.latents, s.batch, s.fresh, 1, config().kv_dim + config().rope_dim);
+  }
+
+  /// What the attention step gets. `b` may still be without addresses.
   cuda::AttendArguments<T> attention_step(const Arguments& args, const Cache* cache,
-                                          const Buffers& buffers) const {
+                                          const Buffers& b) const {
     const AttentionConfig& c = config();
-    const std::int64_t batch = args.x.extent(0), queries = args.x.extent(1);
-    const std::int64_t new_keys = args.key_source().extent(1);
+    const Shape s = shape(args, cache);
     cuda::AttendArguments<T> a;
-    a.q = rows_of<const T>(buffers.q, batch, queries, c.heads, c.head_dim());
-    a.k = rows_of<const T>(buffers.keys, batch, new_keys, c.kv_heads, c.head_dim());
-    a.v = rows_of<const T>(buffers.values, batch, new_keys, c.kv_heads, c.v_dim);
-    if constexpr (!kStepCache) {
-      if (cache != nullptr) {
-        a.k = cache->keys(0, cache->length() + new_keys);
-        a.v = cache->values(0, cache->length() + new_keys);
+    if (s.absorbed) {
+      a.q = rows_of<const T>(b.absorbed_q, s.batch, s.queries, c.heads, c.kv_dim + c.rope_dim);
+      a.k = latents(s, cache, b, 0, s.keys());
+      a.v = channels(a.k, 0, c.kv_dim);
+      a.out = rows_of<T>(b.mixed, s.batch, s.queries, c.heads, c.kv_dim);
+    } else {
+      a.q = rows_of<const T>(b.q, s.batch, s.queries, c.heads, c.head_dim());
+      a.k = rows_of<const T>(b.keys, s.batch, s.formed, c.kv_heads, c.head_dim());
+      a.v = rows_of<const T>(b.values, s.batch, s.formed, c.kv_heads, c.v_dim);
+      if constexpr (!kStepCache) {
+        if (s.cached) {
+          a.k = cache->keys(0, s.keys());
+          a.v = cache->values(0, s.keys());
+        }
       }
+      a.out = rows_of<T>(b.attended, s.batch, s.queries, c.heads, c.v_dim);
     }
-    a.out = rows_of<T>(buffers.attended, batch, queries, c.heads, c.v_dim);
     a.scale = static_cast<float>(c.scale);
     a.softcap = static_cast<float>(c.logit_softcap);
     a.causal = args.mask.causal;
     a.window = args.mask.window;
+    a.key_lengths = args.mask.key_lengths == nullptr ? nullptr : b.key_lengths;
     a.sinks = sinks_.data();
     return a;
   }
@@ -276,14 +341,20 @@ class CudaBackend {
                                 std::int64_t got) {
       return Status::error(Status::Code::kUnsupported, what, rule, want, got);
     };
-    if (args.mask.key_lengths != nullptr)
-      return unsupported("mask.key_lengths", "null on this backend", 0, 1);
     if (args.mask.bias.data != nullptr)
       return unsupported("mask.bias", "empty on this backend", 0, 1);
-    if (args.latent_products != LatentProducts::kMaterialized)
-      return unsupported("latent_products", "kMaterialized on this backend",
-                         static_cast<int>(LatentProducts::kMaterialized),
-                         static_cast<int>(args.latent_products));
+    if (args.latent_products == LatentProducts::kAbsorbed) {
+      const auto refuse = [&](const char* rule) {
+        return unsupported("latent_products", rule, static_cast<int>(LatentProducts::kMaterialized),
+                           static_cast<int>(LatentProducts::kAbsorbed));
+      };
+      if (kStepCache)
+        return refuse("kMaterialized here, as the attention step keeps keys and values");
+      if (!k_.absorbable() || !v_.absorbable())
+        return refuse("kMaterialized here, as keys or values have a bias or a scattered basis");
+      if (config().kv_heads != config().heads || config().rope_key_heads() != 1)
+        return refuse("kMaterialized here, as heads share keys or have rotary keys of their own");
+    }
     // Query i has position i + (tokens in the cache): the attention step counts from the last key.
     const std::int64_t offset = cache == nullptr ? 0 : cache->length();
     const std::int64_t keys = offset + args.key_source().extent(1);
@@ -316,28 +387,48 @@ class CudaBackend {
   Status run(const Arguments& args, Cache* cache, std::span<std::byte> workspace,
              cudaStream_t stream) const {
     if (Status s = check_operands(args, cache); !s.ok()) return s;
-    const Buffers b(*this, args, cache, workspace.data());
-    if (workspace.size() < b.bytes || workspace.data() == nullptr)
-      return Status::error(Status::Code::kWorkspaceTooSmall, "workspace.size()",
-                           "at least workspace_size", static_cast<std::int64_t>(b.bytes),
-                           static_cast<std::int64_t>(workspace.size()));
-    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
-      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
-    if (Status s = queries(args, cache, b, stream); !s.ok()) return s;
-    if (Status s = keys_and_values(args, cache, b, stream); !s.ok()) return s;
-    if (Status s = attend(attention_step(args, cache, b), cache, b, stream); !s.ok()) return s;
-    const std::int64_t rows = args.x.extent(0) * args.x.extent(1);
-    if (Status s = o_.product.run(
-            TensorView<const T, 2>(b.attended, {rows, config().heads * config().v_dim}),
-            flat(args.out), b.blas, stream);
+    const Buffers b = buffers(args, cache, workspace.data());
+    if (Status s = cuda::detail::check_workspace(b.bytes(), workspace.data(), workspace.size());
         !s.ok())
       return s;
-    if (cache != nullptr) cache->set_length(cache->length() + args.key_source().extent(1));
+    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
+      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
+    const cuda::AttendArguments<T> step = attention_step(args, cache, b);
+    if constexpr (requires { Attend::check(step, device_); })
+      if (Status s = Attend::check(step, device_); !s.ok()) return s;
+
+    const Shape shape = CudaBackend::shape(args, cache);
+    if (args.mask.key_lengths != nullptr)
+      if (Status s =
+              cuda::set_lengths<T>(args.mask.key_lengths, shape.batch, b.key_lengths, stream);
+          !s.ok())
+        return s;
+    if (Status s = queries(args, shape, b, stream); !s.ok()) return s;
+    if (shape.fresh > 0)
+      if (Status s = fresh_keys(args, shape, cache, b, stream); !s.ok()) return s;
+    if (shape.latent_cache && !shape.absorbed)
+      if (Status s = keys_of_cached_latents(shape, cache, b, stream); !s.ok()) return s;
+    if (shape.absorbed)
+      if (Status s = absorb_queries(shape, b, stream); !s.ok()) return s;
+    if (Status s = attend(step, cache, b, stream); !s.ok()) return s;
+    const AttentionConfig& c = config();
+    if (shape.absorbed)
+      if (Status s =
+              v_.expand(heads_of(b.mixed, shape.rows(), c.heads, c.kv_dim, c.kv_dim),
+                        {b.attended, {shape.rows(), c.heads, c.v_dim}}, device_, b.blas, stream);
+          !s.ok())
+        return s;
+    if (Status s =
+            o_.product.run(TensorView<const T, 2>(b.attended, {shape.rows(), c.heads * c.v_dim}),
+                           flat(args.out), b.blas, stream);
+        !s.ok())
+      return s;
+    if (cache != nullptr) cache->set_length(shape.keys());
     return {};
   }
 
-  Status attend(const cuda::AttendArguments<T>& step, Cache* cache, const Buffers& b,
-                cudaStream_t stream) const {
+  Status attend(const cuda::AttendArguments<T>& step, [[maybe_unused]] Cache* cache,
+                const Buffers& b, cudaStream_t stream) const {
     if constexpr (kStepCache)
       return Attend::run(step, cache, device_, b.attend, b.attend_bytes, stream);
     else
@@ -350,114 +441,160 @@ class CudaBackend {
                            rope.magnitude, position, stream);
   }
   /// The last rope_dim channels of every head.
-  [[nodiscard]] TensorView<T, 4> rope_part(TensorView<T, 4> x) const {
-    x.data += config().qk_dim;
-    x.extents[3] = config().rope_dim;
-    return x;
+  [[nodiscard]] TensorView<T, 4> rope_part(const TensorView<T, 4>& x) const {
+    return channels(x, config().qk_dim, config().rope_dim);
+  }
+  Status normalize_latent(const TensorView<const T, 4>& x, const cuda::DeviceArray<T>& weight,
+                          const TensorView<T, 4>& out, cudaStream_t stream) const {
+    return cuda::rms_norm<T>(x, weight.data(), static_cast<float>(weights_.latent->norm_epsilon),
+                             out, stream);
+  }
+  Status normalize_heads(const TensorView<T, 4>& x, const cuda::DeviceArray<T>& weight,
+                         cudaStream_t stream) const {
+    return cuda::rms_norm<T>(x, weight.data(), static_cast<float>(weights_.head_norm_epsilon), x,
+                             stream);
   }
 
-  Status queries(const Arguments& args, const Cache* cache, const Buffers& b,
+  Status queries(const Arguments& args, const Shape& s, const Buffers& b,
                  cudaStream_t stream) const {
     const AttentionConfig& c = config();
-    const std::int64_t batch = args.x.extent(0), tokens = args.x.extent(1), rows = batch * tokens;
     TensorView<const T, 2> source = flat(args.x);
     if (q_a_.product.columns() > 0) {
-      const TensorView<T, 2> compressed(b.query_latent, {rows, c.query_dim});
-      if (Status s = q_a_.product.run(source, compressed, b.blas, stream); !s.ok()) return s;
-      const auto as_rows = rows_of(b.query_latent, 1, rows, 1, c.query_dim);
-      if (Status s =
-              cuda::rms_norm<T>(as_rows, q_norm_.data(),
-                                static_cast<float>(weights_.latent->norm_epsilon), as_rows, stream);
-          !s.ok())
-        return s;
+      const TensorView<T, 2> compressed(b.query_latent, {s.rows(), c.query_dim});
+      if (Status e = q_a_.product.run(source, compressed, b.blas, stream); !e.ok()) return e;
+      const auto as_rows = rows_of(b.query_latent, 1, s.rows(), 1, c.query_dim);
+      if (Status e = normalize_latent(as_rows, q_norm_, as_rows, stream); !e.ok()) return e;
       source = compressed;
     }
-    if (Status s = q_.product.run(source, {b.q, {rows, c.heads * c.head_dim()}}, b.blas, stream);
-        !s.ok())
-      return s;
-    const TensorView<T, 4> q = rows_of(b.q, batch, tokens, c.heads, c.head_dim());
+    if (Status e =
+            q_.product.run(source, {b.q, {s.rows(), c.heads * c.head_dim()}}, b.blas, stream);
+        !e.ok())
+      return e;
+    const TensorView<T, 4> q = rows_of(b.q, s.batch, s.queries, c.heads, c.head_dim());
     if (q_head_norm_.size() > 0)
-      if (Status s = cuda::rms_norm<T>(q, q_head_norm_.data(),
-                                       static_cast<float>(weights_.head_norm_epsilon), q, stream);
-          !s.ok())
-        return s;
+      if (Status e = normalize_heads(q, q_head_norm_, stream); !e.ok()) return e;
     if (c.rope_dim == 0) return {};
-    return rotate(rope_part(q), cache == nullptr ? 0 : cache->length(), stream);
+    return rotate(rope_part(q), s.past, stream);
   }
 
-  Status keys_and_values(const Arguments& args, const Cache* cache, const Buffers& b,
-                         cudaStream_t stream) const {
+  /// The new tokens' latents and rope keys, to the cache or into keys and values.
+  Status fresh_keys(const Arguments& args, const Shape& s, const Cache* cache, const Buffers& b,
+                    cudaStream_t stream) const {
     const AttentionConfig& c = config();
-    const std::int64_t batch = args.x.extent(0), tokens = args.key_source().extent(1);
-    const std::int64_t rows = batch * tokens, first = cache == nullptr ? 0 : cache->length();
-    if (rows == 0) return {};
+    const bool to_latents = s.absorbed || s.latent_cache;
     const TensorView<const T, 2> source = flat(args.key_source());
-    TensorView<const T, 2> latent = source;
+    TensorView<const T, 4> latent(source.data, {s.batch, s.fresh, 1, c.kv_dim},
+                                  {s.fresh * source.stride(0), source.stride(0), c.kv_dim, 1});
+    TensorView<T, 4> stored{};
+    if (to_latents) stored = latents(s, cache, b, s.past, s.fresh);
     if (weights_.latent) {
-      const TensorView<T, 2> compressed(b.latent, {rows, c.kv_dim});
-      if (Status s = kv_a_.product.run(source, compressed, b.blas, stream); !s.ok()) return s;
-      const auto as_rows = rows_of(b.latent, 1, rows, 1, c.kv_dim);
-      if (Status s =
-              cuda::rms_norm<T>(as_rows, kv_norm_.data(),
-                                static_cast<float>(weights_.latent->norm_epsilon), as_rows, stream);
-          !s.ok())
-        return s;
-      latent = compressed;
+      const TensorView<T, 2> compressed(b.latent, {s.fresh_rows(), c.kv_dim});
+      if (Status e = kv_a_.product.run(source, compressed, b.blas, stream); !e.ok()) return e;
+      const TensorView<T, 4> raw = rows_of(b.latent, s.batch, s.fresh, 1, c.kv_dim);
+      const TensorView<T, 4> normed = to_latents ? channels(stored, 0, c.kv_dim) : raw;
+      if (Status e = normalize_latent(raw, kv_norm_, normed, stream); !e.ok()) return e;
+      latent = raw;
     }
     const bool norms = k_head_norm_.size() > 0;
-    const TensorView<T, 4> rope = rows_of(b.rope, batch, tokens, c.rope_key_heads(), c.rope_dim);
+    const TensorView<T, 4> rope = rows_of(b.rope, s.batch, s.fresh, c.rope_key_heads(), c.rope_dim);
     if (c.rope_dim > 0) {
-      if (Status s = k_rope_.run(source, b.rope, b.scratch, device_, b.blas, stream); !s.ok())
-        return s;
+      if (Status e = k_rope_.run(source, as_one_sequence(rope), b.scratch, device_, b.blas, stream);
+          !e.ok())
+        return e;
       if (!norms)  // once for all heads that share it
-        if (Status s = rotate(rope, first, stream); !s.ok()) return s;
+        if (Status e = rotate(rope, s.past, stream); !e.ok()) return e;
     }
+    if (to_latents)
+      return c.rope_dim == 0
+                 ? Status{}
+                 : cuda::copy_rows<T>(rope, channels(stored, c.kv_dim, c.rope_dim), stream);
 
-    TensorView<T, 4> keys = rows_of(b.keys, batch, tokens, c.kv_heads, c.head_dim());
-    TensorView<T, 4> values = rows_of(b.values, batch, tokens, c.kv_heads, c.v_dim);
-    bool evenly = true;  // rows at one stride
+    TensorView<T, 4> keys = rows_of(b.keys, s.batch, s.fresh, c.kv_heads, c.head_dim());
+    TensorView<T, 4> values = rows_of(b.values, s.batch, s.fresh, c.kv_heads, c.v_dim);
     if constexpr (!kStepCache) {
-      if (cache != nullptr) {
-        keys = cache->keys(first, tokens), values = cache->values(first, tokens);
-        evenly = batch == 1;
+      if (s.cached) {
+        keys = cache->keys(s.past, s.fresh);
+        values = cache->values(s.past, s.fresh);
       }
     }
-    if (evenly && one_launch()) {
+    if (Status e = project(latent, rope, keys, values, b, stream); !e.ok() || !norms) return e;
+    if (Status e = normalize_heads(keys, k_head_norm_, stream); !e.ok() || c.rope_dim == 0)
+      return e;
+    return rotate(rope_part(keys), s.past, stream);
+  }
+
+  Status keys_of_cached_latents(const Shape& s, const Cache* cache, const Buffers& b,
+                                cudaStream_t stream) const {
+    const AttentionConfig& c = config();
+    const TensorView<const T, 4> all = latents(s, cache, b, 0, s.keys());
+    return project(channels(all, 0, c.kv_dim), channels(all, c.kv_dim, c.rope_dim),
+                   rows_of(b.keys, s.batch, s.keys(), c.kv_heads, c.head_dim()),
+                   rows_of(b.values, s.batch, s.keys(), c.kv_heads, c.v_dim), b, stream);
+  }
+
+  /// Keys and values [batch, tokens, kv_heads, width] from latents [batch, tokens, 1, kv_dim] and
+  /// rope keys [batch, tokens, rope heads, rope_dim].
+  Status project(const TensorView<const T, 4>& latent, const TensorView<const T, 4>& rope,
+                 const TensorView<T, 4>& keys, const TensorView<T, 4>& values, const Buffers& b,
+                 cudaStream_t stream) const {
+    if (is_even(latent) && (config().rope_dim == 0 || is_even(rope)) && is_even(keys) &&
+        is_even(values))
+      return project(as_one_sequence(latent), as_one_sequence(rope), as_one_sequence(keys),
+                     as_one_sequence(values), b, stream);
+    for (std::int64_t i = 0; i < latent.extent(0); ++i)
+      if (Status s = project(sequence(latent, i), sequence(rope, i), sequence(keys, i),
+                             sequence(values, i), b, stream);
+          !s.ok())
+        return s;
+    return {};
+  }
+  Status project(const TensorView<const T, 3>& latent, const TensorView<const T, 3>& rope,
+                 const TensorView<T, 3>& keys, const TensorView<T, 3>& values, const Buffers& b,
+                 cudaStream_t stream) const {
+    const AttentionConfig& c = config();
+    const std::int64_t rows = latent.extent(0);
+    const TensorView<const T, 2> x(latent.data, {rows, c.kv_dim}, {latent.stride(0), 1});
+    if (one_launch()) {
       cuda::AttentionReadyArguments<T> a;
-      a.latent = latent;
-      if (c.rope_dim > 0) a.rope = {b.rope, {rows, c.rope_dim}};
+      a.latent = x;
+      if (c.rope_dim > 0) a.rope = {rope.data, {rows, c.rope_dim}, {rope.stride(0), 1}};
       a.key = side(k_, keys);
       a.value = side(v_, values);
-      const std::size_t bytes = cuda::workspace_size(a, device_);
-      if (bytes == 0) return cuda::run(a, device_, nullptr, 0, stream);
+      if (cuda::workspace_size(a, device_) == 0) return cuda::run(a, device_, nullptr, 0, stream);
     }
-    if (c.qk_dim > 0) {
-      if (Status s = k_.run(latent, b.nope, b.scratch, device_, b.blas, stream); !s.ok()) return s;
-      TensorView<T, 4> to = keys;
-      to.extents[3] = c.qk_dim;
-      if (Status s =
-              cuda::copy_rows<T>(rows_of(b.nope, batch, tokens, c.kv_heads, c.qk_dim), to, stream);
-          !s.ok())
-        return s;
-    }
+    if (c.qk_dim > 0)
+      if (Status s = place(k_, x, channels(keys, 0, c.qk_dim), b, stream); !s.ok()) return s;
     if (c.rope_dim > 0) {
-      TensorView<const T, 4> from = rope;
+      TensorView<const T, 4> from = batched(rope);
       from.extents[2] = c.kv_heads;
       if (c.shared_rope_key) from.strides[2] = 0;
-      if (Status s = cuda::copy_rows<T>(from, rope_part(keys), stream); !s.ok()) return s;
+      if (Status s = cuda::copy_rows<T>(from, rope_part(batched(keys)), stream); !s.ok()) return s;
     }
-    if (norms) {
-      if (Status s =
-              cuda::rms_norm<T>(keys, k_head_norm_.data(),
-                                static_cast<float>(weights_.head_norm_epsilon), keys, stream);
-          !s.ok())
-        return s;
-      if (c.rope_dim > 0)
-        if (Status s = rotate(rope_part(keys), first, stream); !s.ok()) return s;
-    }
-    if (Status s = v_.run(latent, b.v_rows, b.scratch, device_, b.blas, stream); !s.ok()) return s;
-    return cuda::copy_rows<T>(rows_of(b.v_rows, batch, tokens, c.kv_heads, c.v_dim), values,
-                              stream);
+    return place(v_, x, values, b, stream);
+  }
+  /// One side by itself, and to its place where the product cannot write there.
+  Status place(const cuda::KvPlan<T>& plan, const TensorView<const T, 2>& x,
+               const TensorView<T, 3>& to, const Buffers& b, cudaStream_t stream) const {
+    if (plan.writes(to.stride(1))) return plan.run(x, to, b.scratch, device_, b.blas, stream);
+    const TensorView<T, 3> dense(b.side, {to.extent(0), to.extent(1), to.extent(2)});
+    if (Status s = plan.run(x, dense, b.scratch, device_, b.blas, stream); !s.ok()) return s;
+    return cuda::copy_rows<T>(batched(dense), batched(to), stream);
+  }
+
+  /// The queries in latent space: [q Wᵀ | rope].
+  Status absorb_queries(const Shape& s, const Buffers& b, cudaStream_t stream) const {
+    const AttentionConfig& c = config();
+    const std::int64_t width = c.kv_dim + c.rope_dim;
+    if (Status e =
+            k_.absorb(heads_of(b.q, s.rows(), c.heads, c.qk_dim, c.head_dim()),
+                      {b.absorbed_q, {s.rows(), c.heads, c.kv_dim}, {c.heads * width, width, 1}},
+                      device_, b.blas, stream);
+        !e.ok() || c.rope_dim == 0)
+      return e;
+    const TensorView<T, 4> q = rows_of(b.q, 1, s.rows(), c.heads, c.head_dim());
+    return cuda::copy_rows<T>(
+        rope_part(q),
+        channels(rows_of(b.absorbed_q, 1, s.rows(), c.heads, width), c.kv_dim, c.rope_dim), stream);
   }
 
   /// Whether keys and values can come from one launch.
@@ -466,15 +603,15 @@ class CudaBackend {
     return k_.decomposed() && v_.decomposed() && !k_.gathers() && !v_.gathers() &&
            k_head_norm_.size() == 0 && (c.rope_dim == 0 || c.shared_rope_key);
   }
-  static cuda::KvSide<T> side(const cuda::KvPlan<T>& plan, const TensorView<T, 4>& to) {
+  static cuda::KvSide<T> side(const cuda::KvPlan<T>& plan, const TensorView<T, 3>& to) {
     cuda::KvSide<T> s;
     s.coefficients = plan.coefficients();
     s.packing = plan.packing();
     s.basis_begin = plan.basis_begin();
     s.bias = plan.bias();
     s.out.data = to.data;
-    s.out.token_stride = to.stride(1);
-    s.out.head_stride = to.stride(2);
+    s.out.token_stride = to.stride(0);
+    s.out.head_stride = to.stride(1);
     return s;
   }
 

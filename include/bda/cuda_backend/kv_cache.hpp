@@ -10,30 +10,34 @@
 
 namespace bda::inline v0::cuda {
 
-/// The keys and values one attention layer has seen, in device memory: token-major, as the
-/// attention step reads them. Made by `BDAttention::make_cache`.
+/// What one attention layer has seen, in device memory: keys and values, token-major, as the
+/// attention step reads them, or MLA's latents with their rotated rope key behind. Made by
+/// `BDAttention::make_cache`.
 template <class T>
 class KvCache {
  public:
   /// `layer` identifies the layer: `run` refuses the cache of another one.
-  KvCache(const AttentionConfig& c, const void* layer, std::int64_t batch, std::int64_t capacity)
-      : layer_(layer), batch_(batch), capacity_(capacity), heads_(c.kv_heads) {
+  KvCache(const AttentionConfig& c, const void* layer, std::int64_t batch, std::int64_t capacity,
+          CacheForm form)
+      : form_(form), layer_(layer), batch_(batch), capacity_(capacity) {
     check::at_least("cache.batch", batch, 1);
     check::at_least("cache.capacity", capacity, 1);
-    key_width_ = c.head_dim();
-    value_width_ = c.v_dim;
-    keys_ = DeviceArray<T>(batch * capacity * heads_ * key_width_);
-    values_ = DeviceArray<T>(batch * capacity * heads_ * value_width_);
+    if (form == CacheForm::kLatent) {
+      first_ = Block(batch, capacity, 1, c.kv_dim + c.rope_dim);
+    } else {
+      first_ = Block(batch, capacity, c.kv_heads, c.head_dim());
+      second_ = Block(batch, capacity, c.kv_heads, c.v_dim);
+    }
   }
 
-  [[nodiscard]] CacheForm form() const { return CacheForm::kMaterialized; }
+  [[nodiscard]] CacheForm form() const { return form_; }
   [[nodiscard]] const void* layer() const { return layer_; }
   [[nodiscard]] std::int64_t batch() const { return batch_; }
   /// Tokens of each sequence it can hold, and holds.
   [[nodiscard]] std::int64_t capacity() const { return capacity_; }
   [[nodiscard]] std::int64_t length() const { return length_; }
   [[nodiscard]] std::int64_t bytes() const {
-    return static_cast<std::int64_t>(keys_.bytes() + values_.bytes());
+    return static_cast<std::int64_t>(first_.data.bytes() + second_.data.bytes());
   }
   /// Forgets all tokens but the first `length`; throws where it holds fewer.
   void truncate(std::int64_t length) {
@@ -41,28 +45,36 @@ class KvCache {
     length_ = length;
   }
 
-  /// Tokens [first, first + count) as [batch, tokens, kv_heads, width].
+  /// Tokens [first, first + count) as [batch, tokens, kv_heads, width]; keys of the latent form are
+  /// [batch, tokens, 1, kv_dim + rope_dim], of which the first kv_dim are the values too.
   [[nodiscard]] TensorView<T, 4> keys(std::int64_t first, std::int64_t count) const {
-    return view(keys_, key_width_, first, count);
+    return first_.view(first, count);
   }
   [[nodiscard]] TensorView<T, 4> values(std::int64_t first, std::int64_t count) const {
-    return view(values_, value_width_, first, count);
+    return second_.view(first, count);
   }
   /// For the backend, once the kernels that write the new tokens are launched.
   void set_length(std::int64_t length) { length_ = length; }
 
  private:
-  [[nodiscard]] TensorView<T, 4> view(const DeviceArray<T>& values, std::int64_t width,
-                                      std::int64_t first, std::int64_t count) const {
-    const std::int64_t token = heads_ * width;
-    return {values.data() + first * token,
-            {batch_, count, heads_, width},
-            {capacity_ * token, token, width, 1}};
-  }
+  struct Block {
+    Block() = default;
+    Block(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t w)
+        : batch(b), capacity(t), heads(h), width(w), data(b * t * h * w) {}
+    [[nodiscard]] TensorView<T, 4> view(std::int64_t first, std::int64_t count) const {
+      const std::int64_t token = heads * width;
+      return {data.data() + first * token,
+              {batch, count, heads, width},
+              {capacity * token, token, width, 1}};
+    }
+    std::int64_t batch = 0, capacity = 0, heads = 0, width = 0;
+    DeviceArray<T> data;
+  };
 
+  CacheForm form_;
   const void* layer_;
-  std::int64_t batch_, capacity_, heads_, key_width_ = 0, value_width_ = 0, length_ = 0;
-  DeviceArray<T> keys_, values_;
+  std::int64_t batch_, capacity_, length_ = 0;
+  Block first_, second_;
 };
 
 }  // namespace bda::inline v0::cuda

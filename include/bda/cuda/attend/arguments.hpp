@@ -18,7 +18,9 @@ namespace bda::inline v0::cuda {
 /// Query i has position p = i + keys - queries. Key j is visible where j < key_lengths[b], where
 /// causal j <= p, and with a window p - j < window. A query that sees no key gets zeros. All data
 /// is on the device; the last stride of every view is 1, the others multiples of 8 elements, every
-/// pointer is aligned to 16 bytes.
+/// pointer is aligned to 16 bytes. Widths are at most 192, but where the values are the first
+/// channels of their keys (v.data and strides as k's: absorbed decoding over latents), on sm_90a:
+/// there up to 576 and 512.
 template <class T>
 struct AttendArguments {
   TensorView<const T, 4> q{};  // [batch, queries, heads, qk width]
@@ -34,6 +36,10 @@ struct AttendArguments {
   bool dependent_launch = false;
   std::optional<AttendConfig> force{};
 
+  /// Whether a value is the first channels of its key.
+  [[nodiscard]] bool values_in_keys() const {
+    return v.data == k.data && v.strides == k.strides && v.data != nullptr;
+  }
   [[nodiscard]] AttendShape shape() const {
     return {Element<T>::dtype, q.extent(0), q.extent(1), k.extent(1),
             q.extent(2),       k.extent(2), q.extent(3), v.extent(3)};
@@ -55,10 +61,17 @@ template <class T>
     return Status::invalid("k.extent(1)", "from 0 to", kLargest, s.keys);
   if (s.kv_heads < 1 || s.heads % s.kv_heads != 0)
     return Status::invalid("k.extent(2)", "a divisor of q.extent(2)", s.heads, s.kv_heads);
-  for (const std::int64_t width : {s.qk_width, s.v_width})
-    if (width < 8 || width > 192 || width % 8 != 0)
-      return Status::invalid(width == s.qk_width ? "q.extent(3)" : "v.extent(3)",
-                             "a multiple of 8 from 8 to", 192, width);
+  const bool latent = args.values_in_keys();
+  if (const std::int64_t most = latent ? detail::kLatentKeyWidth : detail::kAttendWidth;
+      s.qk_width < 8 || s.qk_width > most || s.qk_width % 8 != 0)
+    return Status::invalid("q.extent(3)", "a multiple of 8 from 8 to", most, s.qk_width);
+  if (const std::int64_t most = latent ? detail::kLatentValueWidth : detail::kAttendWidth;
+      s.v_width < 8 || s.v_width > most || s.v_width % 8 != 0)
+    return Status::invalid("v.extent(3)", "a multiple of 8 from 8 to", most, s.v_width);
+  if (latent && s.v_width > s.qk_width)
+    return Status::invalid("v.extent(3)", "part of the keys: at most", s.qk_width, s.v_width);
+  if (!latent && args.force && args.force->kernel == AttendKernel::kSm90Latent)
+    return Status::invalid("v.data", "that of k, for sm90_latent, and its strides, unlike", 0, 0);
   if (s.v_width > (s.qk_width + 63) / 64 * 64)
     return Status::invalid("v.extent(3)", "at most q.extent(3), rounded up to 64",
                            (s.qk_width + 63) / 64 * 64, s.v_width);

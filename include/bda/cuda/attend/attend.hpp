@@ -22,7 +22,7 @@ template <class T>
 template <class T>
 [[nodiscard]] std::size_t workspace_size(const AttendArguments<T>& args, const DeviceInfo& device) {
   const AttendConfig config = config_for(args, device);
-  if (config.kernel != AttendKernel::kRows || config.splits == 1) return 0;
+  if (config.splits == 1) return 0;
   const AttendShape s = args.shape();
   return static_cast<std::size_t>(s.batch * s.queries * s.heads * config.splits * (s.v_width + 2)) *
          sizeof(float);

@@ -175,6 +175,7 @@ __global__ void __launch_bounds__(128) rows_kernel(const __grid_constant__ RowsP
 #pragma unroll
       for (int lanes = 16; lanes > 0; lanes /= 2)
         total += __shfl_xor_sync(0xffffffffu, total, lanes);
+      __syncwarp();  // all have read most[r]
       if (lane == 0) {
         const float correction = exp2f(before - base);
         corrections[buffer][r] = correction;

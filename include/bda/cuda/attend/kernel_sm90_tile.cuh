@@ -153,8 +153,20 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                              i + j > 0);
     ptx::wgmma_commit();
   };
-  const auto queue_values = [&] {
+  // Values behind the last key may be anything, and 0 x NaN is NaN: zeros in their place.
+  const auto clear_unseen = [&](int tile) {
+    const int valid = length - (first_tile + tile) * kKeys;
+    if (length == p.keys || valid >= kKeys) return;
+    const int words = (kKeys - valid) * 8;  // of 16 bytes, in each block
+    for (int i = t; i < words * kV; i += 256)
+      reinterpret_cast<uint4*>(shared.v[at_v.slot][i / words] + valid * 128)[i % words] =
+          make_uint4(0, 0, 0, 0);
+    ptx::fence_proxy_async();
+    ptx::barrier_sync<3>(256);
+  };
+  const auto queue_values = [&](int tile) {
     ptx::mbarrier_wait(v_full + 8 * at_v.slot, at_v.parity);
+    clear_unseen(tile);
     ptx::wgmma_fence();
     const std::uint64_t b =
         ptx::transposed_matrix_descriptor(v + at_v.slot * (kV * kBlock), kBlock);
@@ -231,7 +243,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     pack_weights();
     for (int tile = 1; tile < tiles; ++tile) {
       queue_scores();
-      queue_values();
+      queue_values(tile - 1);
       ptx::wgmma_wait<1>();
       ptx::delivered(s);
       release(k_empty + 8 * at_k.slot);
@@ -245,7 +257,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       for (int i = 0; i < 32 * kV; ++i) o[i] *= correction[(i >> 1) & 1];
       pack_weights();
     }
-    queue_values();
+    queue_values(tiles - 1);
     ptx::wgmma_wait<0>();
     ptx::delivered(o);
   }

@@ -53,36 +53,57 @@ __global__ void __launch_bounds__(256)
     to[i] = static_cast<T>(static_cast<float>(from[i]) * factor * static_cast<float>(weight[i]));
 }
 
-/// A thread a pair of channels of one token, for all heads: the angle is in double, and dear.
+constexpr int kRotatePairs = 128;  // at most
+
+/// A CTA a token: the angles in double once, then all heads, 8 pairs a thread.
 template <class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(256)
     rotate_kernel(const DeviceView<T, 4> x, const double* frequencies, bool interleaved,
-                  double magnitude, std::int64_t first_position, std::int64_t count) {
-  const std::int64_t at = std::int64_t{blockIdx.x} * 128 + threadIdx.x;
-  if (at >= count) return;
-  const std::int64_t half = x.extents[3] / 2, pair = at % half, token = at / half % x.extents[1];
-  const std::int64_t batch = at / half / x.extents[1];
-  double sine = 0, cosine = 0;
-  sincos(static_cast<double>(first_position + token) * frequencies[pair], &sine, &cosine);
-  const float s = static_cast<float>(sine * magnitude), c = static_cast<float>(cosine * magnitude);
-  T* row = x.data + batch * x.strides[0] + token * x.strides[1];
-  const std::int64_t first = interleaved ? 2 * pair : pair;
-  const std::int64_t second = interleaved ? first + 1 : pair + half;
-  for (std::int64_t head = 0; head < x.extents[2]; ++head, row += x.strides[2]) {
-    const float a = static_cast<float>(row[first]), b = static_cast<float>(row[second]);
-    row[first] = static_cast<T>(a * c - b * s);
-    row[second] = static_cast<T>(a * s + b * c);
+                  double magnitude, std::int64_t first_position) {
+  __shared__ float sines[kRotatePairs], cosines[kRotatePairs];
+  const int pairs = static_cast<int>(x.extents[3] / 2), t = static_cast<int>(threadIdx.x);
+  const std::int64_t token = blockIdx.x % x.extents[1], batch = blockIdx.x / x.extents[1];
+  if (t < pairs) {
+    double sine = 0, cosine = 0;
+    sincos(static_cast<double>(first_position + token) * frequencies[t], &sine, &cosine);
+    sines[t] = static_cast<float>(sine * magnitude);
+    cosines[t] = static_cast<float>(cosine * magnitude);
+  }
+  __syncthreads();
+  T* const row = x.data + batch * x.strides[0] + token * x.strides[1];
+  const int steps = pairs / 4;  // of 8 channels, in a head
+  const auto turn = [&](T& first, T& second, int pair) {
+    const float a = static_cast<float>(first), b = static_cast<float>(second);
+    first = static_cast<T>(a * cosines[pair] - b * sines[pair]);
+    second = static_cast<T>(a * sines[pair] + b * cosines[pair]);
+  };
+  if (interleaved) {
+    for (int i = t; i < steps * static_cast<int>(x.extents[2]); i += 256) {
+      uint4* const at = reinterpret_cast<uint4*>(row + i / steps * x.strides[2]) + i % steps;
+      uint4 words = *at;
+      T* const values = reinterpret_cast<T*>(&words);
+      for (int e = 0; e < 4; ++e) turn(values[2 * e], values[2 * e + 1], i % steps * 4 + e);
+      *at = words;
+    }
+    return;
+  }
+  // A pair lies half a head apart: neighbours in a warp are neighbours in memory.
+  for (int i = t; i < pairs * static_cast<int>(x.extents[2]); i += 256) {
+    T* const head = row + i / pairs * x.strides[2];
+    turn(head[i % pairs], head[i % pairs + pairs], i % pairs);
   }
 }
 
+/// 8 channels a thread.
 template <class T>
 __global__ void __launch_bounds__(256)
     copy_rows_kernel(const DeviceView<const T, 4> from, const DeviceView<T, 4> to,
                      std::int64_t count) {
   const std::int64_t at = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   if (at >= count) return;
-  const std::int64_t width = to.extents[3];
-  row_of(to, at / width)[at % width] = row_of(from, at / width)[at % width];
+  const std::int64_t steps = to.extents[3] / 8;
+  reinterpret_cast<uint4*>(row_of(to, at / steps))[at % steps] =
+      reinterpret_cast<const uint4*>(row_of(from, at / steps))[at % steps];
 }
 
 template <class T>
@@ -93,6 +114,18 @@ __global__ void __launch_bounds__(256)
   if (at >= count) return;
   const std::int64_t row = at / out.extents[1], column = at % out.extents[1];
   out.data[row * out.strides[0] + column] = x.data[row * x.strides[0] + columns[column]];
+}
+
+/// As many lengths as go along with one launch.
+struct Lengths {
+  static constexpr int kCount = 512;
+  std::int32_t values[kCount];
+};
+template <class T>
+__global__ void __launch_bounds__(Lengths::kCount)
+    set_lengths_kernel(const __grid_constant__ Lengths lengths, std::int32_t* to, int count) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < count) to[i] = lengths.values[i];
 }
 
 /// Launches `kernel` with one thread for each of `count`, if any.
@@ -118,17 +151,26 @@ Status rms_norm(const TensorView<const T, 4>& x, const T* weight, float epsilon,
 template <class T>
 Status rotate(const TensorView<T, 4>& x, const double* frequencies, bool interleaved,
               double magnitude, std::int64_t first_position, cudaStream_t stream) {
-  const std::int64_t count = x.extent(0) * x.extent(1) * (x.extent(3) / 2);
-  return detail::launch_over("rotate launch", detail::rotate_kernel<T>, count, 128, stream,
-                             detail::DeviceView(x), frequencies, interleaved, magnitude,
-                             first_position, count);
+  if (x.extent(3) % 8 != 0 || x.extent(3) > 2 * detail::kRotatePairs)
+    return Status::invalid("x.extent(3)", "a multiple of 8, at most", 2 * detail::kRotatePairs,
+                           x.extent(3));
+  const std::int64_t tokens = x.extent(0) * x.extent(1);
+  if (tokens == 0) return {};
+  if (tokens > 0x7fffffff)
+    return Status::invalid("rotate launch", "tokens at most", 0x7fffffff, tokens);
+  return detail::launch("rotate launch", detail::rotate_kernel<T>,
+                        {dim3(detail::to_grid(tokens)), 256, 0}, false, stream,
+                        detail::DeviceView(x), frequencies, interleaved, magnitude, first_position);
 }
 
 template <class T>
 Status copy_rows(const TensorView<const T, 4>& from, const TensorView<T, 4>& to,
                  cudaStream_t stream) {
-  return detail::launch_over("copy_rows launch", detail::copy_rows_kernel<T>, to.size(), 256,
-                             stream, detail::DeviceView(from), detail::DeviceView(to), to.size());
+  if (to.extent(3) % 8 != 0)
+    return Status::invalid("to.extent(3)", "a multiple of", 8, to.extent(3));
+  return detail::launch_over("copy_rows launch", detail::copy_rows_kernel<T>, to.size() / 8, 256,
+                             stream, detail::DeviceView(from), detail::DeviceView(to),
+                             to.size() / 8);
 }
 
 template <class T>
@@ -137,6 +179,22 @@ Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* colum
   return detail::launch_over("gather_columns launch", detail::gather_columns_kernel<T>, out.size(),
                              256, stream, detail::DeviceView(x), columns, detail::DeviceView(out),
                              out.size());
+}
+
+template <class T>
+Status set_lengths(const std::int64_t* lengths, std::int64_t count, std::int32_t* to,
+                   cudaStream_t stream) {
+  constexpr int kCount = detail::Lengths::kCount;
+  for (std::int64_t first = 0; first < count; first += kCount) {
+    const int part = static_cast<int>(std::min<std::int64_t>(kCount, count - first));
+    detail::Lengths values{};
+    for (int i = 0; i < part; ++i) values.values[i] = static_cast<std::int32_t>(lengths[first + i]);
+    if (Status s = detail::launch("set_lengths launch", detail::set_lengths_kernel<T>,
+                                  {dim3(1), kCount, 0}, false, stream, values, to + first, part);
+        !s.ok())
+      return s;
+  }
+  return {};
 }
 
 }  // namespace bda::inline v0::cuda
@@ -152,4 +210,6 @@ Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* colum
                                                  const ::bda::TensorView<T, 4>&, cudaStream_t);    \
   template ::bda::Status bda::cuda::gather_columns<T>(                                             \
       const ::bda::TensorView<const T, 2>&, const std::int32_t*, const ::bda::TensorView<T, 2>&,   \
-      cudaStream_t)
+      cudaStream_t);                                                                               \
+  template ::bda::Status bda::cuda::set_lengths<T>(const std::int64_t*, std::int64_t,              \
+                                                   std::int32_t*, cudaStream_t)

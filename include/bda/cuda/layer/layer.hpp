@@ -9,8 +9,9 @@
 
 /// What stands between the products of an attention layer, for plain C++: norms, rotations, copies.
 /// Bodies and kernels are in layer.cuh; BDA_INSTANTIATE_CUDA_LAYER(T) for __half, __nv_bfloat16.
-/// Views are of device memory with unit stride in the last dimension; nothing is checked but the
-/// launch. Arithmetic is in fp32.
+/// Views are of device memory with unit stride in the last dimension. rotate and copy_rows move 16
+/// bytes at a time: widths and strides are multiples of 8 elements, pointers aligned to 16 bytes.
+/// Nothing is checked but the widths and the launch. Arithmetic is in fp32.
 namespace bda::inline v0::cuda {
 
 /// out = x / sqrt(mean(x^2) + epsilon) * weight over the last dimension; `out` may be `x`.
@@ -34,5 +35,12 @@ template <class T>
 template <class T>
 [[nodiscard]] Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* columns,
                                     const TensorView<T, 2>& out, cudaStream_t stream);
+
+/// to [count] (device) = lengths [count], read from the host during the call: as it goes along with
+/// the launches, a captured graph keeps the values of its capture. (T is the layer's type: it has
+/// no part here, but that the function is instantiated with the others.)
+template <class T>
+[[nodiscard]] Status set_lengths(const std::int64_t* lengths, std::int64_t count, std::int32_t* to,
+                                 cudaStream_t stream);
 
 }  // namespace bda::inline v0::cuda

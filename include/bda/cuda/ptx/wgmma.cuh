@@ -202,7 +202,7 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const std::uint32_t (&a
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor_b), "n"(kTransposed))
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
-  static_assert(N == 64 || N == 128 || N == 192);
+  static_assert(N == 64 || N == 128 || N == 192 || N == 256);
   if constexpr (N == 64 && kHalf)
     BDA_WGMMA_REGISTERS("64", 32, "f16", "32", "33", "34", "35", "36", "37");
   if constexpr (N == 64 && !kHalf)
@@ -215,6 +215,10 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const std::uint32_t (&a
     BDA_WGMMA_REGISTERS("192", 96, "f16", "96", "97", "98", "99", "100", "101");
   if constexpr (N == 192 && !kHalf)
     BDA_WGMMA_REGISTERS("192", 96, "bf16", "96", "97", "98", "99", "100", "101");
+  if constexpr (N == 256 && kHalf)
+    BDA_WGMMA_REGISTERS("256", 128, "f16", "128", "129", "130", "131", "132", "133");
+  if constexpr (N == 256 && !kHalf)
+    BDA_WGMMA_REGISTERS("256", 128, "bf16", "128", "129", "130", "131", "132", "133");
 #undef BDA_WGMMA_REGISTERS
 }
 #undef BDA_WGMMA_SHARED
