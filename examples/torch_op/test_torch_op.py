@@ -4,6 +4,7 @@ Runs on the CPU, and on the current GPU where the operators were built for one.
 """
 
 import argparse
+import faulthandler
 import sys
 import time
 import types
@@ -357,6 +358,9 @@ if __name__ == "__main__":
     parser.add_argument("folder")
     parser.add_argument("--no-timing", action="store_true")
     options = parser.parse_args()
+    faulthandler.enable()
+    sys.stdout.reconfigure(line_buffering=True)
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
     bda_torch.load(options.folder)
     CUDA = torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
         "bda::project", "CUDA")
@@ -368,7 +372,7 @@ if __name__ == "__main__":
         for name, test in list(globals().items()):
             if not name.startswith("test_"):
                 continue
-            print(name, flush=True)
+            print(name)
             try:
                 test()
                 passed += 1

@@ -1,5 +1,8 @@
 # A user's flags are the user's: bda's targets carry none.
-foreach(target bda::bda bda::checkpoint)
+foreach(target bda::bda bda::checkpoint bda::cuda bda::cuda_backend)
+  if(NOT TARGET ${target})
+    continue()
+  endif()
   foreach(property INTERFACE_COMPILE_OPTIONS INTERFACE_LINK_OPTIONS INTERFACE_COMPILE_DEFINITIONS)
     get_target_property(value ${target} ${property})
     if(value)

@@ -1,0 +1,10 @@
+# bda as part of a larger build adds its targets and nothing else.
+if(TARGET Catch2::Catch2 OR TARGET benchmark::benchmark)
+  message(FATAL_ERROR "bda brought its tests or benchmarks along")
+endif()
+if(CMAKE_BUILD_TYPE)
+  message(FATAL_ERROR "bda set the build type")
+endif()
+if(TARGET bda::cuda AND NOT CONSUMER_CUDA)
+  message(FATAL_ERROR "bda looked for CUDA unasked")
+endif()
