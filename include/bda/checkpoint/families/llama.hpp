@@ -4,11 +4,63 @@
 #include <cstdint>
 #include <string>
 
-#include "bda/checkpoint/config.hpp"
+#include "bda/checkpoint/common_fields.hpp"
+#include "bda/checkpoint/rope_parameters.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
 
 /// The Llama family: grouped-query attention with rotary embedding over the whole head.
 namespace bda::inline v0::checkpoint {
+
+/// `model_type` "llama": Llama 1 to 3, TinyLlama and others of that architecture.
+struct LlamaConfig {
+  std::int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
+  std::int64_t num_attention_heads, num_key_value_heads, head_dim, max_position_embeddings;
+  Activation hidden_act;
+  double rms_norm_eps;
+  bool attention_bias, mlp_bias, tie_word_embeddings;
+  RopeConfig rope;
+};
+
+namespace detail {
+
+inline LlamaConfig read_llama(ConfigFields& fields) {
+  LlamaConfig c{};
+  c.vocab_size = fields.extent("vocab_size");
+  c.hidden_size = fields.extent("hidden_size");
+  c.intermediate_size = fields.extent("intermediate_size");
+  c.num_hidden_layers = fields.extent("num_hidden_layers");
+  c.num_attention_heads = fields.extent("num_attention_heads");
+  c.num_key_value_heads = fields.find_extent("num_key_value_heads").value_or(c.num_attention_heads);
+  if (c.num_attention_heads % c.num_key_value_heads != 0)
+    fields.refuse("num_key_value_heads",
+                  "a divisor of num_attention_heads = " + std::to_string(c.num_attention_heads));
+  const std::optional<std::int64_t> head_dim = fields.find_extent("head_dim");
+  if (!head_dim && c.hidden_size % c.num_attention_heads != 0)
+    fields.refuse("hidden_size",
+                  "a multiple of num_attention_heads = " + std::to_string(c.num_attention_heads) +
+                      ", where head_dim is not given");
+  c.head_dim = head_dim.value_or(c.hidden_size / c.num_attention_heads);
+  c.max_position_embeddings = fields.extent("max_position_embeddings");
+  c.hidden_act = read_activation(fields, "hidden_act", "silu");
+  c.rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
+  c.attention_bias = fields.flag("attention_bias", false);
+  c.mlp_bias = fields.flag("mlp_bias", false);
+  c.tie_word_embeddings = fields.flag("tie_word_embeddings", false);
+  c.rope = read_rope_parameters(fields, RopeStyle::kHalfSplit, c.head_dim,
+                                {"default", "linear", "llama3", "yarn"})
+               .rope;
+  return c;
+}
+
+}  // namespace detail
+
+[[nodiscard]] inline std::int64_t attention_count(const LlamaConfig& c) {
+  return c.num_hidden_layers;
+}
+
+[[nodiscard]] inline std::string attention_name(const LlamaConfig&, std::int64_t layer) {
+  return "layers." + std::to_string(layer) + ".self_attn";
+}
 
 [[nodiscard]] inline AttentionConfig attention_config(const LlamaConfig& c, std::int64_t) {
   AttentionConfig a;
@@ -29,7 +81,7 @@ template <Storage T>
 template <Storage T>
 [[nodiscard]] AttentionWeights<T> read_attention(const LlamaConfig& c, std::int64_t layer,
                                                  WeightReader<T>& weights) {
-  const std::string name = "layers." + std::to_string(layer) + ".self_attn.";
+  const std::string name = attention_name(c, layer) + ".";
   const std::int64_t hidden = c.hidden_size;
   const std::int64_t q_width = c.num_attention_heads * c.head_dim;
   const std::int64_t kv_width = c.num_key_value_heads * c.head_dim;
