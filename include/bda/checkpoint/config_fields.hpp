@@ -33,6 +33,9 @@ class ConfigFields {
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
 
+  /// Whether the file has the field, be it null: for those whose absence means another value.
+  [[nodiscard]] bool is_given(std::string_view key) const { return object_.contains(key); }
+
   /// An extent or a count from 1 to 2^31 - 1, so that the product of two of them cannot overflow.
   std::optional<std::int64_t> find_extent(std::string_view key) {
     const Json* value = find(key);

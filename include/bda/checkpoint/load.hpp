@@ -42,6 +42,11 @@ struct Checkpoint {
   return std::visit([&](const auto& c) { return attention_config(c, i); }, config);
 }
 
+/// What the model masks and adds in the `i`-th attention module.
+[[nodiscard]] inline AttentionPattern attention_pattern(const ModelConfig& config, std::int64_t i) {
+  return std::visit([&](const auto& c) { return attention_pattern(c, i); }, config);
+}
+
 /// The weights of the `i`-th attention module, in T. Reads no other: a checkpoint larger than
 /// memory can be worked through module by module.
 template <Storage T>
