@@ -16,6 +16,7 @@
 #include "bda/checkpoint/families/gpt2.hpp"
 #include "bda/checkpoint/families/gpt_neox.hpp"
 #include "bda/checkpoint/families/llama.hpp"
+#include "bda/checkpoint/families/mapped.hpp"
 #include "bda/checkpoint/families/opt.hpp"
 #include "bda/checkpoint/families/phi.hpp"
 #include "bda/checkpoint/families/rotary_decoder.hpp"
@@ -31,9 +32,10 @@
 namespace bda::inline v0::checkpoint {
 
 /// The config of any family that the library reads.
-using ModelConfig = std::variant<BertConfig, ClipConfig, DeepseekV2Config, DeepseekV3Config,
-                                 Gpt2Config, GptNeoxConfig, LlamaConfig, OptConfig, PhiConfig,
-                                 RotaryDecoderConfig, T5Config, VitConfig, WhisperConfig>;
+using ModelConfig =
+    std::variant<BertConfig, ClipConfig, DeepseekV2Config, DeepseekV3Config, Gpt2Config,
+                 GptNeoxConfig, LlamaConfig, MapConfig, OptConfig, PhiConfig, RotaryDecoderConfig,
+                 T5Config, VitConfig, WhisperConfig>;
 
 namespace detail {
 

@@ -25,6 +25,13 @@ struct Checkpoint {
   return {read_config(folder / "config.json"), TensorStore(folder)};
 }
 
+/// The same for a folder whose attention the file `map` describes (families/mapped.hpp), whatever
+/// its config.json says.
+[[nodiscard]] inline Checkpoint open_checkpoint(const std::filesystem::path& folder,
+                                                const std::filesystem::path& map) {
+  return {read_map(map), TensorStore(folder)};
+}
+
 /// How many attention modules the checkpoint has: one a layer, or two a layer of a decoder that
 /// also attends to an encoder.
 [[nodiscard]] inline std::int64_t attention_count(const ModelConfig& config) {

@@ -2,12 +2,12 @@
 
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "bda/checkpoint/attention_pattern.hpp"
 #include "bda/checkpoint/common_fields.hpp"
-#include "bda/checkpoint/convert.hpp"
 #include "bda/checkpoint/projections.hpp"
 #include "bda/checkpoint/rope_parameters.hpp"
 
@@ -276,8 +276,6 @@ template <Storage T>
   return {store, c.body_prefixes, attention_name(c, 0) + ".q_proj.weight"};
 }
 
-/// Gains of 1 + weight are rounded to T once, in 16 bits to about the third digit: as precise as
-/// every other number of such a layer, but less than transformers, which adds in float.
 template <Storage T>
 [[nodiscard]] AttentionWeights<T> read_attention(const RotaryDecoderConfig& c, std::int64_t layer,
                                                  WeightReader<T>& weights) {
@@ -290,14 +288,9 @@ template <Storage T>
                               .o_bias = c.o_bias};
   AttentionWeights<T> a = assemble(shape, read_projections(shape, name, names, weights));
   if (c.head_norm == HeadNorm::kNone) return a;
-  const auto gains = [&](const std::string& norm) {
-    std::vector<T> gain = weights.vector(name + norm, c.head_dim);
-    if (c.head_norm == HeadNorm::kRmsOffsetByOne)
-      for (T& g : gain) g = detail::narrow<T>(1.0 + static_cast<double>(g));
-    return gain;
-  };
-  a.q_head_norm = gains(".q_norm.weight");
-  a.k_head_norm = gains(".k_norm.weight");
+  const double offset = c.head_norm == HeadNorm::kRmsOffsetByOne ? 1 : 0;
+  a.q_head_norm = read_gain(weights, name + ".q_norm", c.head_dim, offset);
+  a.k_head_norm = read_gain(weights, name + ".k_norm", c.head_dim, offset);
   a.head_norm_epsilon = c.head_norm_epsilon;
   return a;
 }
