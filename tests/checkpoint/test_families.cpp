@@ -188,4 +188,91 @@ TEST_CASE("Every family's attention computes what transformers computes, plain a
   }
 }
 
+TEST_CASE("fp8 weights need their scales, and only they may have some") {
+  using namespace bda::checkpoint;  // NOLINT(google-build-using-namespace)
+  const Checkpoint original = open_checkpoint(bda_test::fixture("attention") / "kimi_k2");
+  const bda_test::TemporaryFolder folder;
+  const std::string name = "model.layers.0.self_attn.kv_b_proj.weight";
+  const auto load = [&](const auto& change) {
+    std::vector<Tensor> tensors = bda_test::tensors_of(original.tensors);
+    change(tensors);
+    write_safetensors(folder.path() / TensorStore::kSingleFile, tensors);
+    const Checkpoint changed{original.config, TensorStore(folder.path())};
+    return error_of([&] { (void)load_attention_layer<float>(changed, 0); });
+  };
+  const auto find = [](std::vector<Tensor>& tensors, const std::string& wanted) -> Tensor& {
+    return *std::ranges::find(tensors, wanted, &Tensor::name);
+  };
+  CHECK(load([](auto&) {}).empty());
+  CHECK_THAT(load([&](auto& tensors) {
+               std::erase_if(tensors, [&](auto& t) { return t.name == name + "_scale_inv"; });
+             }),
+             ContainsSubstring("expected a tensor " + name + "_scale_inv"));
+  const std::vector<float> wide(132 * 24, 0.5f);
+  CHECK_THAT(load([&](auto& tensors) {
+               find(tensors, name) = make_tensor<float>(name, {132, 24}, wide);
+             }),
+             ContainsSubstring(name + ".dtype: expected F8_E4M3 (as it has scales beside it)"));
+  // Without scales a weight in such a checkpoint may be stored as any other.
+  CHECK(load([&](auto& tensors) {
+          std::erase_if(tensors, [&](auto& t) { return t.name == name + "_scale_inv"; });
+          find(tensors, name) = make_tensor<float>(name, {132, 24}, wide);
+        }).empty());
+  std::vector<std::byte> nan(132 * 24, std::byte{0});
+  nan[30] = std::byte{0xff};
+  CHECK_THAT(load([&](auto& tensors) { find(tensors, name).bytes = nan; }),
+             ContainsSubstring(name + "[30]: expected a finite value, got "));
+}
+
+TEST_CASE("A published CLIP tower alone has its tower's name before its tensors") {
+  using namespace bda::checkpoint;  // NOLINT(google-build-using-namespace)
+  const Checkpoint original = open_checkpoint(bda_test::fixture("attention") / "clip_text");
+  const bda_test::TemporaryFolder folder;
+  std::vector<Tensor> tensors = bda_test::tensors_of(original.tensors);
+  for (Tensor& t : tensors) t.name = "text_model." + t.name;
+  write_safetensors(folder.path() / TensorStore::kSingleFile, tensors);
+  const Checkpoint renamed{original.config, TensorStore(folder.path())};
+  CHECK(load_attention_layer<float>(renamed, 0).o.values ==
+        load_attention_layer<float>(original, 0).o.values);
+}
+
+TEST_CASE("Gemma 3's language model is found within a model that also sees") {
+  using namespace bda::checkpoint;  // NOLINT(google-build-using-namespace)
+  const auto plain = bda_test::fixture("attention") / "gemma3";
+  const Checkpoint original = open_checkpoint(plain);
+  const MappedFile file(plain / "config.json");
+  Json text = parse_json_object(
+      {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, "config.json");
+  const Json config{{"model_type", "gemma3"}, {"text_config", text}, {"vision_config", {{"a", 1}}}};
+  // As published, and as the module is called within transformers.
+  const std::string prefix = GENERATE("language_model.", "model.language_model.");
+  const bda_test::TemporaryFolder folder;
+  folder.write("config.json", config.dump());
+  std::vector<Tensor> tensors = bda_test::tensors_of(original.tensors);
+  for (Tensor& t : tensors)
+    t.name = prefix + (prefix == "language_model." ? t.name : t.name.substr(6));  // "model."
+  write_safetensors(folder.path() / TensorStore::kSingleFile, tensors);
+  const Checkpoint within = open_checkpoint(folder.path());
+  REQUIRE(attention_count(within.config) == 2);
+  for (std::int64_t i = 0; i < 2; ++i) {
+    CHECK(attention_name(within.config, i) == attention_name(original.config, i));
+    CHECK(load_attention_layer<float>(within, i).v.weight.values ==
+          load_attention_layer<float>(original, i).v.weight.values);
+  }
+}
+
+TEST_CASE("Gains of one plus the stored weight are rounded to the type once") {
+  const auto checkpoint =
+      bda::checkpoint::open_checkpoint(bda_test::fixture("attention") / "gemma3");
+  const auto wide = bda::checkpoint::load_attention_layer<double>(checkpoint, 1);
+  const auto narrow = bda::checkpoint::load_attention_layer<Eigen::bfloat16>(checkpoint, 1);
+  const auto stored = bda::checkpoint::read_values<double>(
+      checkpoint.tensors.at("model.layers.1.self_attn.k_norm.weight"));
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    CHECK(wide.k_head_norm[i] == 1 + stored[i]);
+    CHECK(std::abs(static_cast<double>(narrow.k_head_norm[i]) - wide.k_head_norm[i]) <=
+          0x1p-8 * wide.k_head_norm[i]);
+  }
+}
+
 }  // namespace
