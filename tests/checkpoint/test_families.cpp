@@ -124,15 +124,44 @@ void check_output(const std::vector<double>& out, const RecordedModule& m,
   CHECK(largest_bound < 1e-5 * norm(m.output) / std::sqrt(static_cast<double>(out.size())));
 }
 
+/// Runs a module plain and with each side decomposed that can be; `refuses_qk` is part of the
+/// reason why the QK side cannot, null where it can.
+void check_module(const AttentionWeights<double>& weights, const RecordedModule& recorded,
+                  const char* refuses_qk) {
+  REQUIRE_NOTHROW(bda::validate(weights));
+  const bda::testing::Rows bounded = recorded.bounded(weights);
+  check_output(run(weights, recorded), recorded, bounded, 0);
+
+  const auto check_sides = [&](bool qk, bool vo) {
+    CAPTURE(qk, vo);
+    bda::PreparationOptions options;
+    options.sides = {.qk = qk, .vo = vo};
+    const auto prepared = bda::prepare<double>(weights, options);
+    CHECK(prepared.weights.k.decomposed() == qk);
+    CHECK(prepared.weights.v.decomposed() == vo);
+    check_output(run(prepared.weights, recorded), recorded, bounded,
+                 preparation_bound(weights, recorded, prepared.report));
+  };
+  check_sides(false, true);
+  if (refuses_qk == nullptr) {
+    check_sides(true, false);
+    check_sides(true, true);
+  } else {
+    CHECK_THAT(error_of([&] { (void)bda::prepare<double>(weights); }),
+               ContainsSubstring("sides.qk") && ContainsSubstring(refuses_qk));
+  }
+}
+
+constexpr const char* kRotary = "a rotary embedding turns all";
+
 struct Family {
   const char* folder;
   std::int64_t modules;
   const char* last_name;   // of the last attention module
-  const char* refuses_qk;  // part of the reason, null where the QK side is exact
+  const char* refuses_qk;  // see check_module
 };
 
 TEST_CASE("Every family's attention computes what transformers computes, plain and decomposed") {
-  constexpr const char* kRotary = "a rotary embedding turns all";
   const Family family = GENERATE(values<Family>({
       {"bert", 2, "encoder.layer.1.attention", nullptr},
       {"roberta", 2, "encoder.layer.1.attention", nullptr},
@@ -160,32 +189,30 @@ TEST_CASE("Every family's attention computes what transformers computes, plain a
   CHECK(attention_name(checkpoint.config, family.modules - 1) == family.last_name);
   for (std::int64_t i = 0; i < family.modules; ++i) {
     CAPTURE(family.folder, i);
-    const auto weights = bda::checkpoint::load_attention_layer<double>(checkpoint, i);
-    REQUIRE_NOTHROW(bda::validate(weights));
     const RecordedModule recorded(reference, std::to_string(i) + ".",
                                   attention_pattern(checkpoint.config, i));
-    const bda::testing::Rows bounded = recorded.bounded(weights);
-    check_output(run(weights, recorded), recorded, bounded, 0);
-
-    const auto check_sides = [&](bool qk, bool vo) {
-      CAPTURE(qk, vo);
-      bda::PreparationOptions options;
-      options.sides = {.qk = qk, .vo = vo};
-      const auto prepared = bda::prepare<double>(weights, options);
-      CHECK(prepared.weights.k.decomposed() == qk);
-      CHECK(prepared.weights.v.decomposed() == vo);
-      check_output(run(prepared.weights, recorded), recorded, bounded,
-                   preparation_bound(weights, recorded, prepared.report));
-    };
-    check_sides(false, true);
-    if (family.refuses_qk == nullptr) {
-      check_sides(true, false);
-      check_sides(true, true);
-    } else {
-      CHECK_THAT(error_of([&] { (void)bda::prepare<double>(weights); }),
-                 ContainsSubstring("sides.qk") && ContainsSubstring(family.refuses_qk));
-    }
+    check_module(bda::checkpoint::load_attention_layer<double>(checkpoint, i), recorded,
+                 family.refuses_qk);
   }
+}
+
+TEST_CASE("The first layer's attention of whole language models computes what transformers does") {
+  const Family family = GENERATE(values<Family>({
+      {"deepseek_v2_yarn", 3, "layers.2.self_attn", nullptr},
+      {"deepseek_v2_q_lora", 2, "layers.1.self_attn", nullptr},
+      {"gpt2", 2, "h.1.attn", nullptr},
+      {"llama", 2, "layers.1.self_attn", kRotary},
+  }));
+  const auto checkpoint = bda::checkpoint::open_checkpoint(bda_test::fixture(family.folder));
+  REQUIRE(attention_count(checkpoint.config) == family.modules);
+  CHECK(attention_name(checkpoint.config, family.modules - 1) == family.last_name);
+  CAPTURE(family.folder);
+  const bda::checkpoint::SafetensorsFile reference(bda_test::fixture(family.folder) /
+                                                   "reference.safetensors");
+  const RecordedModule recorded(reference, "layer0_attention_",
+                                attention_pattern(checkpoint.config, 0));
+  check_module(bda::checkpoint::load_attention_layer<double>(checkpoint, 0), recorded,
+               family.refuses_qk);
 }
 
 TEST_CASE("fp8 weights need their scales, and only they may have some") {
