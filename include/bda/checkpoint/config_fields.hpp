@@ -49,6 +49,14 @@ class ConfigFields {
     refuse(key, "an integer, which this model type needs");
   }
 
+  /// A number of layers: few enough that a list of them takes no memory to speak of, whatever a
+  /// file claims.
+  std::int64_t layers(std::string_view key) {
+    const std::int64_t count = extent(key);
+    if (count > kMostLayers) refuse(key, "at most " + std::to_string(kMostLayers) + " layers");
+    return count;
+  }
+
   std::optional<double> find_number(std::string_view key) {
     const Json* value = find(key);
     if (value == nullptr) return std::nullopt;
@@ -104,6 +112,7 @@ class ConfigFields {
 
  private:
   static constexpr std::int64_t kLargestExtent = 2147483647;
+  static constexpr std::int64_t kMostLayers = 65536;
 
   Json object_;
   std::string label_;

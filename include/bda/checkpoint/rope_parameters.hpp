@@ -71,9 +71,11 @@ inline RopeParameters read_llama3(ConfigFields& fields, double theta, std::int64
 [[nodiscard]] inline RopeParameters read_rope_rule(ConfigFields& fields, double theta,
                                                    RopeStyle style, std::int64_t rope_dim,
                                                    std::initializer_list<std::string_view> types) {
-  if (rope_dim % 2 != 0 || rope_dim == 0)
-    throw Error(fields.label() + ": width of the rotary embedding", "an even number of at least 2",
-                std::to_string(rope_dim));
+  // The limit keeps the list of frequencies small, whatever a file claims.
+  constexpr std::int64_t kWidest = 65536;
+  if (rope_dim % 2 != 0 || rope_dim < 2 || rope_dim > kWidest)
+    throw Error(fields.label() + ": width of the rotary embedding",
+                "an even number from 2 to " + std::to_string(kWidest), std::to_string(rope_dim));
   const std::optional<std::string> rope_type = fields.find_text("rope_type");
   const std::optional<std::string> old_type = fields.find_text("type");
   if (rope_type && old_type && *rope_type != *old_type)
