@@ -106,7 +106,7 @@ class KvPlan {
   Status by_head(AbsorbedProduct which, const Product<T>& plain, const TensorView<const T, 3>& x,
                  const TensorView<T, 3>& to, const DeviceInfo& device, void* blas_workspace,
                  cudaStream_t stream) const {
-    if (!decomposed()) return plain.run(x, to, blas_workspace, stream);
+    if (!decomposed()) return plain.run_heads(x, to, blas_workspace, stream);
     AbsorbedArguments<T> args;
     args.product = which;
     args.x = x;

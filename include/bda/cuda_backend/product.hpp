@@ -58,18 +58,20 @@ class Product {
   Product(std::shared_ptr<const BlasHandle> handle, const T* weight, const ProductWeights& shape)
       : handle_(std::move(handle)), weight_(weight), shape_(shape) {}
 
+  [[nodiscard]] std::int64_t depth() const { return shape_.depth; }
   [[nodiscard]] std::int64_t columns() const { return shape_.columns; }
 
   /// [rows, depth] -> [rows, columns]; `workspace` holds kBlasWorkspaceBytes.
   Status run(const TensorView<const T, 2>& x, const TensorView<Out, 2>& y, void* workspace,
              cudaStream_t stream) const {
-    return run(TensorView<const T, 3>(x.data, {x.extent(0), 1, x.extent(1)}, {x.stride(0), 0, 1}),
-               TensorView<Out, 3>(y.data, {y.extent(0), 1, y.extent(1)}, {y.stride(0), 0, 1}),
-               workspace, stream);
+    return run_heads(
+        TensorView<const T, 3>(x.data, {x.extent(0), 1, x.extent(1)}, {x.stride(0), 0, 1}),
+        TensorView<Out, 3>(y.data, {y.extent(0), 1, y.extent(1)}, {y.stride(0), 0, 1}), workspace,
+        stream);
   }
   /// [rows, heads, depth] -> [rows, heads, columns].
-  Status run(const TensorView<const T, 3>& x, const TensorView<Out, 3>& y, void* workspace,
-             cudaStream_t stream) const {
+  Status run_heads(const TensorView<const T, 3>& x, const TensorView<Out, 3>& y, void* workspace,
+                   cudaStream_t stream) const {
     if (x.extent(0) == 0) return {};
     Plan* plan = nullptr;
     if (Status s = find({x.extent(0), x.stride(0), x.stride(1), y.stride(0), y.stride(1)}, plan);
