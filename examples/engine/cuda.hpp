@@ -144,9 +144,11 @@ class Cuda {
   };
   struct Linear {
     Linear(const bda::checkpoint::Linear<S>& linear, const Blas& blas)
-        : weight(linear.weight.data(), linear.weight.size()),
+        : depth(linear.weight.rows),
+          weight(linear.weight.data(), linear.weight.size()),
           bias(linear.bias.data(), static_cast<std::int64_t>(linear.bias.size())),
           product(blas, weight.data(), bias.data(), linear.weight.rows, linear.weight.cols) {}
+    std::int64_t depth;
     Array<T> weight, bias;
     bda::cuda::Product<T> product;
   };
@@ -172,7 +174,7 @@ class Cuda {
     check_cuda(cudaMemcpyAsync(to, from, count * sizeof(U), kind, stream()));
   }
   void multiply(const Linear& linear, const T* x, T* y) {
-    const bda::TensorView<const T, 2> from(x, {rows_, linear.product.depth()});
+    const bda::TensorView<const T, 2> from(x, {rows_, linear.depth});
     const bda::TensorView<T, 2> to(y, {rows_, linear.product.columns()});
     check(linear.product.run(from, to, blas_workspace_.data(), stream()));
   }
