@@ -3,11 +3,9 @@
 // and the products of absorbed decoding against cublasLt's strided-batched products of the original
 // absorbed weights.
 //
-// As in bench_projection_cuda the contestants of a benchmark run in alternation, each sample after
-// some milliseconds of the plain product, and medians over the rounds become the counters. Weights
-// rotate through more memory than L2 holds, outputs too. Flags besides Google Benchmark's:
-// --rounds=N, --warm_us=, --sample_us= (of each round), --all_configs (keys and values alone too;
-// of decoding, every configuration that fits).
+// The contest is that of cuda_contest.cuh; medians over the rounds become the counters. Weights
+// rotate through more memory than L2 holds, outputs too. --all_configs adds keys and values alone,
+// and, of decoding, every configuration that fits.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -38,12 +36,6 @@ using bda::cuda::KvOutput;
 using bda::cuda::KvSide;
 using bda::cuda::KvStore;
 using bda::cuda::PackedCoefficients;
-
-struct Settings {
-  int rounds = 9;
-  double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
-  bool all_configs = false;
-} settings;
 
 constexpr std::int64_t kDim = 512, kWidth = 128, kRope = 64;  // DeepSeek's latent attention
 constexpr std::int64_t kPlainWidth = 2 * kWidth;              // k_nope and v side by side
@@ -112,34 +104,12 @@ unsigned log2_of(std::int64_t n) {
   return shift;
 }
 
-/// Runs the contestants by turns and leaves their medians, in microseconds, under their names.
-std::map<std::string, double> contest(benchmark::State& state, std::vector<Contestant>& contestants,
-                                      const Launch& warm_up, bool graphs) {
-  if (graphs)
-    for (Contestant& c : contestants)
-      c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
-  CHECK_CUDA(cudaStreamSynchronize(context.stream));
-  const double warm_once = time_stream(warm_up, 3);
-  const int warm = std::clamp(static_cast<int>(settings.warm_us / warm_once), 2, 4000);
-  for (auto _ : state) {
-    for (Contestant& c : contestants) {
-      if (graphs && c.graph->exec == nullptr) continue;
-      for (int i = 0; i < warm; ++i) warm_up(i);
-      const Launch launch = graphs ? Launch([&](int) { c.graph->replay(); }) : c.launch;
-      const double once =
-          c.us.empty() ? time_stream(launch, 2) : c.us.back() * (graphs ? kGraphLaunches : 1);
-      const int launches = std::clamp(static_cast<int>(settings.sample_us / once), 3, 2000);
-      c.us.push_back(time_stream(launch, launches) / (graphs ? kGraphLaunches : 1));
-    }
-    state.SetIterationTime(contestants[0].us.back() * 1e-6);
-  }
-  std::map<std::string, double> us;
-  for (const Contestant& c : contestants)
-    if (!c.us.empty()) {
-      us[c.name] = c.median();
-      state.counters[c.name + "_us"] = c.median();
-    }
-  CHECK_CUDA(cudaGetLastError());
+/// `contest` with the medians left under the contestants' names.
+std::map<std::string, double> counted_contest(benchmark::State& state,
+                                              std::vector<Contestant>& contestants,
+                                              const Launch& warm_up, bool graphs) {
+  std::map<std::string, double> us = contest(state, contestants, warm_up, graphs);
+  for (const auto& [name, median] : us) state.counters[name + "_us"] = median;
   return us;
 }
 
@@ -309,7 +279,7 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
                            }});
   }
 
-  std::map<std::string, double> us = contest(state, contestants, product, false);
+  std::map<std::string, double> us = counted_contest(state, contestants, product, false);
   auto& counters = state.counters;
   counters["ratio_vs_two_copies"] = us["product_two_copies"] / us["ours"];
   counters["ratio_vs_two_copies_value"] = us["product_two_copies_value"] / us["ours"];
@@ -390,7 +360,7 @@ void decode(benchmark::State& state, AbsorbedProduct which, std::int64_t heads,
     contestants.push_back({"batched" + std::to_string(i), ranked[i].launch});
     contestants.push_back({"batched" + std::to_string(i) + "_dependent", ranked[i].launch, true});
   }
-  std::map<std::string, double> us = contest(state, contestants, ranked[0].launch, true);
+  std::map<std::string, double> us = counted_contest(state, contestants, ranked[0].launch, true);
   const auto least = [&](const char* suffix) {
     double best = us["batched0" + std::string(suffix)];
     if (const auto it = us.find("batched1" + std::string(suffix)); it != us.end())
@@ -441,40 +411,8 @@ void add_benchmarks(const char* type) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::vector<char*> rest;
-  for (int i = 0; i < argc; ++i) {
-    if (std::strncmp(argv[i], "--rounds=", 9) == 0)
-      settings.rounds = std::atoi(argv[i] + 9);
-    else if (std::strncmp(argv[i], "--warm_us=", 10) == 0)
-      settings.warm_us = std::atof(argv[i] + 10);
-    else if (std::strncmp(argv[i], "--sample_us=", 12) == 0)
-      settings.sample_us = std::atof(argv[i] + 12);
-    else if (std::strcmp(argv[i], "--all_configs") == 0)
-      settings.all_configs = true;
-    else
-      rest.push_back(argv[i]);
-  }
-  int count = static_cast<int>(rest.size());
-  benchmark::Initialize(&count, rest.data());
-  if (benchmark::ReportUnrecognizedArguments(count, rest.data())) return 1;
-
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::fprintf(stderr, "no CUDA device: nothing to measure\n");
-    return 0;
-  }
-  cudaDeviceProp properties;
-  CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
-  benchmark::AddCustomContext("device", properties.name);
-  CHECK_CUDA(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking));
-  CHECK_CUDA(cudaEventCreate(&context.begin));
-  CHECK_CUDA(cudaEventCreate(&context.end));
-  CHECK_CUDA(cublasLtCreate(&context.blas));
-  CHECK_CUDA(cudaMalloc(&context.workspace, kWorkspaceBytes));
-  benchmark::AddCustomContext("cublasLt", std::to_string(cublasLtGetVersion()));
-  add_benchmarks<__nv_bfloat16>("bf16");
-  add_benchmarks<__half>("fp16");
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-  return 0;
+  return bda_bench::run_benchmarks(argc, argv, [] {
+    add_benchmarks<__nv_bfloat16>("bf16");
+    add_benchmarks<__half>("fp16");
+  });
 }

@@ -1,25 +1,16 @@
 // The fused projection against the plain product it replaces and other references, on one GPU.
 //
-// One benchmark per (d, r, n, type, M): its contestants run in alternation, because the clock
-// follows the power drawn over the last tens of milliseconds by 20 %. In streams, each sample comes
-// after some milliseconds of the plain product, untimed: so all contestants, the plain product too,
-// start from the same clock and power budget, and not from what the one before them left.
-// Medians over the rounds become the counters; the manual time is ours. All figures are on random
-// normal data, with the weights rotated through more memory than L2 holds. Flags besides Google
-// Benchmark's: --rounds=N, --warm_us=, --sample_us= (of each round), --graph_tokens=M (up to which
-// launches are timed in graphs), --all_configs (every configuration that fits, not only the chosen
-// one).
+// One benchmark per (d, r, n, type, M); its contestants run as cuda_contest.cuh says, because the
+// clock follows the power drawn over the last tens of milliseconds by 20 %. Medians over the rounds
+// become the counters; the manual time is ours. All figures are on random normal data, with the
+// weights rotated through more memory than L2 holds.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <map>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -34,13 +25,6 @@ using bda::cuda::PackedCoefficients;
 using bda::cuda::ProjectionArguments;
 using bda::cuda::ProjectionConfig;
 using bda::cuda::ProjectionKernel;
-
-struct Settings {
-  int rounds = 11;
-  int graph_tokens = 512;  // up to here launches are timed in graphs: a stream waits for the host
-  double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
-  bool all_configs = false;
-} settings;
 
 std::string describe(const ProjectionConfig& c) {
   return std::string(name_of(c.kernel)) + "_" + std::to_string(c.tile_tokens) + "x" +
@@ -122,38 +106,9 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
                        weight, x.data + width, x.data, out.data);
   if (!batched.empty()) contestants.push_back({"batched0", batched[0].launch});
 
-  if (graphs)
-    for (Contestant& c : contestants)
-      c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
-  CHECK_CUDA(cudaStreamSynchronize(context.stream));
-  const double once = time_stream(contestants[0].launch, 3) * (graphs ? kGraphLaunches : 1);
-  const int launches = std::clamp(static_cast<int>(settings.sample_us / once), 3, 2000);
   const auto plain_at = std::find_if(contestants.begin(), contestants.end(),
                                      [](const Contestant& c) { return c.name == "plain0"; });
-  const int warm = std::clamp(static_cast<int>(settings.warm_us / once), 2, 4000);
-  // In a new order every round: what ran before a contestant, not only right before, shows in its
-  // clock.
-  std::vector<std::size_t> order(contestants.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::mt19937 random(1);
-  for (auto _ : state) {
-    std::shuffle(order.begin(), order.end(), random);
-    for (std::size_t at : order) {
-      Contestant& c = contestants[at];
-      if (graphs) {
-        if (c.graph->exec == nullptr) continue;
-        c.us.push_back(time_stream([&](int) { c.graph->replay(); }, launches) / kGraphLaunches);
-      } else {
-        for (int i = 0; i < warm; ++i) plain_at->launch(i);
-        c.us.push_back(time_stream(c.launch, launches));
-      }
-    }
-    state.SetIterationTime(contestants[0].us.back() * 1e-6);
-  }
-
-  std::map<std::string, double> us;
-  for (const Contestant& c : contestants)
-    if (!c.us.empty()) us[c.name] = c.median();
+  std::map<std::string, double> us = contest(state, contestants, plain_at->launch, graphs);
   const auto best = [&](const std::string& prefix, const std::string& suffix) {
     double least = 0;
     for (int i = 0; i < 2; ++i)
@@ -248,48 +203,13 @@ void add_benchmarks(const char* type) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::vector<char*> rest;
-  for (int i = 0; i < argc; ++i) {
-    if (std::strncmp(argv[i], "--rounds=", 9) == 0)
-      settings.rounds = std::atoi(argv[i] + 9);
-    else if (std::strncmp(argv[i], "--graph_tokens=", 15) == 0)
-      settings.graph_tokens = std::atoi(argv[i] + 15);
-    else if (std::strncmp(argv[i], "--warm_us=", 10) == 0)
-      settings.warm_us = std::atof(argv[i] + 10);
-    else if (std::strncmp(argv[i], "--sample_us=", 12) == 0)
-      settings.sample_us = std::atof(argv[i] + 12);
-    else if (std::strcmp(argv[i], "--all_configs") == 0)
-      settings.all_configs = true;
-    else
-      rest.push_back(argv[i]);
-  }
-  int count = static_cast<int>(rest.size());
-  benchmark::Initialize(&count, rest.data());
-  if (benchmark::ReportUnrecognizedArguments(count, rest.data())) return 1;
-
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::fprintf(stderr, "no CUDA device: nothing to measure\n");
-    return 0;
-  }
-  cudaDeviceProp properties;
-  CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
-  benchmark::AddCustomContext("device", properties.name);
-  CHECK_CUDA(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking));
-  CHECK_CUDA(cudaEventCreate(&context.begin));
-  CHECK_CUDA(cudaEventCreate(&context.end));
-  CHECK_CUDA(cublasLtCreate(&context.blas));
-  CHECK_CUDA(cudaMalloc(&context.workspace, kWorkspaceBytes));
-  benchmark::AddCustomContext("cublasLt", std::to_string(cublasLtGetVersion()));
-
-  // First, whatever the filter: the floors need it.
-  benchmark::RegisterBenchmark("ceilings", ceilings)
-      ->UseManualTime()
-      ->Iterations(settings.rounds)
-      ->Unit(benchmark::kMicrosecond);
-  add_benchmarks<__half>("fp16");
-  add_benchmarks<__nv_bfloat16>("bf16");
-  benchmark::RunSpecifiedBenchmarks();
-  benchmark::Shutdown();
-  return 0;
+  return bda_bench::run_benchmarks(argc, argv, [] {
+    // First, whatever the filter: the floors need it.
+    benchmark::RegisterBenchmark("ceilings", ceilings)
+        ->UseManualTime()
+        ->Iterations(settings.rounds)
+        ->Unit(benchmark::kMicrosecond);
+    add_benchmarks<__half>("fp16");
+    add_benchmarks<__nv_bfloat16>("bf16");
+  });
 }

@@ -2,6 +2,7 @@
 // with events in streams or in graphs, and cublasLt's products by the best of all its heuristics.
 #pragma once
 
+#include <benchmark/benchmark.h>
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -12,8 +13,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <random>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -33,6 +37,16 @@ namespace bda_bench {
 constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;   // for cublasLt
 constexpr std::int64_t kRotatedBytes = std::int64_t{100} << 20;  // twice the L2 of an H100
 constexpr int kGraphLaunches = 24;
+
+/// Flags besides Google Benchmark's: --rounds=, --graph_tokens=, --warm_us=, --sample_us=,
+/// --all_configs.
+struct Settings {
+  int rounds = 9;
+  int graph_tokens = 512;  // up to here launches are timed in graphs: a stream waits for the host
+  double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
+  bool all_configs = false;  // every configuration that fits, not only the chosen one
+};
+inline Settings settings;
 
 struct Context {
   cudaStream_t stream = nullptr;
@@ -282,5 +296,86 @@ struct Contestant {
     return sorted[sorted.size() / 2];
   }
 };
+
+/// Runs the contestants by turns, and returns their medians, in microseconds, by name. In streams
+/// each sample comes after `warm_up`, untimed, so that all start from the same clock; and in a new
+/// order every round, because what ran before a contestant, not only right before, shows in its
+/// clock.
+inline std::map<std::string, double> contest(benchmark::State& state,
+                                             std::vector<Contestant>& contestants,
+                                             const Launch& warm_up, bool graphs) {
+  if (graphs)
+    for (Contestant& c : contestants)
+      c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
+  CHECK_CUDA(cudaStreamSynchronize(context.stream));
+  const double warm_once = time_stream(warm_up, 3);
+  const int warm = std::clamp(static_cast<int>(settings.warm_us / warm_once), 2, 4000);
+  std::vector<std::size_t> order(contestants.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::mt19937 random(1);
+  for (auto _ : state) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (const std::size_t at : order) {
+      Contestant& c = contestants[at];
+      if (graphs && c.graph->exec == nullptr) continue;
+      if (!graphs)
+        for (int i = 0; i < warm; ++i) warm_up(i);
+      const Launch launch = graphs ? Launch([&](int) { c.graph->replay(); }) : c.launch;
+      const int per_launch = graphs ? kGraphLaunches : 1;
+      const double once = c.us.empty() ? time_stream(launch, 2) : c.us.back() * per_launch;
+      const int launches = std::clamp(static_cast<int>(settings.sample_us / once), 3, 2000);
+      c.us.push_back(time_stream(launch, launches) / per_launch);
+    }
+    state.SetIterationTime(contestants[0].us.back() * 1e-6);
+  }
+  CHECK_CUDA(cudaGetLastError());
+  std::map<std::string, double> us;
+  for (const Contestant& c : contestants)
+    if (!c.us.empty()) us[c.name] = c.median();
+  return us;
+}
+
+/// A GPU benchmark's main: reads the settings, and calls `add_benchmarks` once a device is there.
+template <class AddBenchmarks>
+int run_benchmarks(int argc, char** argv, const AddBenchmarks& add_benchmarks) {
+  std::vector<char*> rest;
+  const auto read = [](const char* argument, const char* flag, auto& value) {
+    const std::size_t length = std::strlen(flag);
+    if (std::strncmp(argument, flag, length) != 0) return false;
+    value = static_cast<std::remove_reference_t<decltype(value)>>(std::atof(argument + length));
+    return true;
+  };
+  for (int i = 0; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--all_configs") == 0)
+      settings.all_configs = true;
+    else if (!read(argv[i], "--rounds=", settings.rounds) &&
+             !read(argv[i], "--graph_tokens=", settings.graph_tokens) &&
+             !read(argv[i], "--warm_us=", settings.warm_us) &&
+             !read(argv[i], "--sample_us=", settings.sample_us))
+      rest.push_back(argv[i]);
+  }
+  int count = static_cast<int>(rest.size());
+  benchmark::Initialize(&count, rest.data());
+  if (benchmark::ReportUnrecognizedArguments(count, rest.data())) return 1;
+
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::fprintf(stderr, "no CUDA device: nothing to measure\n");
+    return 0;
+  }
+  cudaDeviceProp properties;
+  CHECK_CUDA(cudaGetDeviceProperties(&properties, 0));
+  benchmark::AddCustomContext("device", properties.name);
+  CHECK_CUDA(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking));
+  CHECK_CUDA(cudaEventCreate(&context.begin));
+  CHECK_CUDA(cudaEventCreate(&context.end));
+  CHECK_CUDA(cublasLtCreate(&context.blas));
+  CHECK_CUDA(cudaMalloc(&context.workspace, kWorkspaceBytes));
+  benchmark::AddCustomContext("cublasLt", std::to_string(cublasLtGetVersion()));
+  add_benchmarks();
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
 
 }  // namespace bda_bench

@@ -108,7 +108,7 @@ int main(int argc, char** argv) try {
     } else {
       const auto checkpoint = bda::checkpoint::open_checkpoint(argument);
       Model model{std::filesystem::path(argument).filename().string(), {}};
-      for (std::int64_t l = 0; l < bda::checkpoint::layer_count(checkpoint.config); ++l)
+      for (std::int64_t l = 0; l < bda::checkpoint::attention_count(checkpoint.config); ++l)
         model.layers.push_back(bda::checkpoint::load_attention_layer<float>(checkpoint, l));
       models.push_back(std::move(model));
     }

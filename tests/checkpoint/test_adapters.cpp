@@ -179,7 +179,7 @@ TEST_CASE("One layer alone is that layer of the whole model") {
   INFO(name);
   const Checkpoint checkpoint = open_checkpoint(fixture(name));
   const auto model = load_transformer<double>(fixture(name));
-  const std::int64_t layers = layer_count(checkpoint.config);
+  const std::int64_t layers = attention_count(checkpoint.config);
   REQUIRE(static_cast<std::int64_t>(model.layers.size()) == layers);
   for (std::int64_t i = 0; i < layers; ++i) {
     const auto alone = load_attention_layer<double>(checkpoint, i);
@@ -195,10 +195,11 @@ TEST_CASE("One layer alone is that layer of the whole model") {
       CHECK(tensors.at(next++) == std::vector<double>(values, values + count));
     });
   }
-  CHECK_THAT(error_of([&] { (void)load_attention_layer<double>(checkpoint, layers); }),
-             ContainsSubstring("layer: expected a value from 0 to " + std::to_string(layers - 1)));
+  CHECK_THAT(
+      error_of([&] { (void)load_attention_layer<double>(checkpoint, layers); }),
+      ContainsSubstring("attention: expected a value from 0 to " + std::to_string(layers - 1)));
   CHECK_THAT(error_of([&] { (void)load_attention_layer<double>(checkpoint, -1); }),
-             ContainsSubstring("layer: ") && ContainsSubstring("got -1"));
+             ContainsSubstring("attention: ") && ContainsSubstring("got -1"));
 }
 
 /// Writes a fixture again with its tensors changed; its config too where one is given.

@@ -140,7 +140,7 @@ TEST_CASE("What is not implemented is refused by field and value") {
   using bda_test::kGpt2;
   using bda_test::kLlama2;
   const Refusal refusal = GENERATE(values<Refusal>({
-      {kLlama2, R"({"model_type": "mistral"})", "model_type", "\"mistral\""},
+      {kLlama2, R"({"model_type": "mamba"})", "model_type", "\"mamba\""},
       {kLlama2, R"({"model_type": null})", "model_type", "null"},
       {kLlama2, R"({"model_type": 3})", "model_type", "3"},
       {kLlama2, R"({"sliding_window": 4096})", "sliding_window", "4096"},
@@ -157,6 +157,8 @@ TEST_CASE("What is not implemented is refused by field and value") {
       {kLlama2, R"({"hidden_size": 18446744073709551615})", "hidden_size", "18446744073709551615"},
       {kLlama2, R"({"hidden_size": 4097})", "hidden_size", "4097"},
       {kLlama2, R"({"head_dim": 127})", "rotary embedding", "127"},
+      {kLlama2, R"({"head_dim": 2147483646})", "rotary embedding", "2147483646"},
+      {kDeepseekV2Lite, R"({"num_hidden_layers": 2147483647})", "num_hidden_layers", "2147483647"},
       {kLlama2, R"({"num_key_value_heads": 5})", "num_key_value_heads", "5"},
       {kLlama2, R"({"rms_norm_eps": 0})", "rms_norm_eps", "0"},
       {kLlama2, R"({"rms_norm_eps": "1e-5"})", "rms_norm_eps", "\"1e-5\""},
@@ -199,6 +201,14 @@ TEST_CASE("What is not implemented is refused by field and value") {
   const std::string message = error_of([&] { (void)parse(refusal.published, refusal.changes); });
   CHECK_THAT(message, ContainsSubstring("config.json: ") && ContainsSubstring(refusal.field) &&
                           ContainsSubstring(", got " + refusal.given));
+}
+
+TEST_CASE("An unknown model type gets the list of the known ones, and the way around it") {
+  CHECK_THAT(error_of([&] { (void)parse(bda_test::kLlama2, R"({"model_type": "mamba"})"); }),
+             ContainsSubstring("model_type: expected bert, clip, ") &&
+                 ContainsSubstring("deepseek_v3, ") && ContainsSubstring("kimi_k2, llama, ") &&
+                 ContainsSubstring("whisper, or a description of the tensors (--map FILE)") &&
+                 ContainsSubstring("got \"mamba\""));
 }
 
 TEST_CASE("A field that is unknown but unset is no reason to refuse") {

@@ -33,6 +33,9 @@ class ConfigFields {
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
 
+  /// Whether the file has the field, be it null: for those whose absence means another value.
+  [[nodiscard]] bool is_given(std::string_view key) const { return object_.contains(key); }
+
   /// An extent or a count from 1 to 2^31 - 1, so that the product of two of them cannot overflow.
   std::optional<std::int64_t> find_extent(std::string_view key) {
     const Json* value = find(key);
@@ -44,6 +47,14 @@ class ConfigFields {
   std::int64_t extent(std::string_view key) {
     if (const auto value = find_extent(key)) return *value;
     refuse(key, "an integer, which this model type needs");
+  }
+
+  /// A number of layers: few enough that a list of them takes no memory to speak of, whatever a
+  /// file claims.
+  std::int64_t layers(std::string_view key) {
+    const std::int64_t count = extent(key);
+    if (count > kMostLayers) refuse(key, "at most " + std::to_string(kMostLayers) + " layers");
+    return count;
   }
 
   std::optional<double> find_number(std::string_view key) {
@@ -101,6 +112,7 @@ class ConfigFields {
 
  private:
   static constexpr std::int64_t kLargestExtent = 2147483647;
+  static constexpr std::int64_t kMostLayers = 65536;
 
   Json object_;
   std::string label_;

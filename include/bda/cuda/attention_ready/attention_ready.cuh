@@ -81,9 +81,8 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
   p.heads = static_cast<int>(heads);
   p.block_heads = shared_basis ? 2 * p.heads : p.heads;
   p.row_blocks = static_cast<int>(row_blocks);
-  p.units = static_cast<int>(units);
-  p.units_per_cta = static_cast<int>(ceil_div(units, device.multiprocessors));
-  const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))), sm90_resident::kThreads,
+  const std::int64_t ctas = deal_out(units, device, p);
+  const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,
                           sizeof(sm90_resident::Shared<ResidentOutput::kTensor>)};
   const auto kernel = !rows  ? sm90_resident_kernel<T, false, ResidentOutput::kTensor>
                       : e4m3 ? sm90_resident_kernel<T, false, ResidentOutput::kRowsE4m3>

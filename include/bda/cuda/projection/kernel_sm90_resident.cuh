@@ -57,7 +57,8 @@ struct Sm90ResidentParams {
   int block_heads;  // of one row block: those of both sides where they share the basis
   int row_blocks;   // of one side
   int units;
-  int units_per_cta;
+  int units_per_cta;  // and one more in each of the first `longer_ctas`
+  int longer_ctas;
 };
 
 namespace sm90_resident {
@@ -90,7 +91,11 @@ struct Shared {
 };
 
 __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
-  return static_cast<int>(ptx::block_index()) * p.units_per_cta;
+  const int cta = static_cast<int>(ptx::block_index());
+  return cta * p.units_per_cta + min(cta, p.longer_ctas);
+}
+__device__ __forceinline__ int unit_count(const Sm90ResidentParams& p) {
+  return p.units_per_cta + (static_cast<int>(ptx::block_index()) < p.longer_ctas ? 1 : 0);
 }
 
 /// What a CTA does in one row block: `count` heads from `head` on, cyclically.
@@ -100,18 +105,18 @@ __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
 /// the same time, and these come from L2.
 ///
 /// Ranges longer than a row block: every CTA reads the heads in the same cyclic order from head 0
-/// on. Shorter ones: a row block has CTAs that are wholly inside, one that began in the block
-/// before, and one that goes on in the next. The first begin at multiples of the range's length;
-/// what remains is shared by the others, which take the later of their blocks first, so that all of
-/// the one kind come to this block together, at the start, and all of the other at the same time
-/// before the end.
+/// on. Shorter ones: a row block has CTAs that
+/// are wholly inside, one that began in the block before, and one that goes on in the next. The
+/// first begin at multiples of the range's length; what remains is shared by the others, which take
+/// the later of their blocks first, so that all of the one kind come to this block together, at the
+/// start, and all of the other at the same time before the end.
 struct HeadRange {
   int head;
   int count;
 
   __device__ __forceinline__ HeadRange(const Sm90ResidentParams& p, int block) {
     const int heads = p.block_heads, length = p.units_per_cta;
-    const int first = first_unit(p), last = min(first + length, p.units);
+    const int first = first_unit(p), last = min(first + unit_count(p), p.units);
     const int begin = max(first, block * heads), end = min(last, (block + 1) * heads);
     const bool enters_late = begin > block * heads, leaves_early = end < (block + 1) * heads;
     count = end - begin;

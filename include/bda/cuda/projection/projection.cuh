@@ -69,6 +69,18 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& sh
 
 inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
 
+/// Deals `units` out to the CTAs of sm90_resident, and returns how many those are: ranges of one
+/// length. Where that would be a number of whole row blocks, all CTAs would want their next rows of
+/// x at the same moment: then every multiprocessor gets a range, and these differ by one unit.
+inline std::int64_t deal_out(std::int64_t units, const DeviceInfo& device, Sm90ResidentParams& p) {
+  const std::int64_t ctas = std::max(device.multiprocessors, 1), length = ceil_div(units, ctas);
+  const bool even = length % p.block_heads == 0 && units / ctas >= p.block_heads;
+  p.units = static_cast<int>(units);
+  p.units_per_cta = static_cast<int>(even ? units / ctas : length);
+  p.longer_ctas = static_cast<int>(even ? units % ctas : 0);
+  return even ? ctas : ceil_div(units, length);
+}
+
 template <class T>
 Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
                     const DeviceInfo& device, cudaStream_t stream) {
@@ -83,9 +95,8 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
   p.sides[0].basis_begin = static_cast<int>(a.basis_begin);
   p.tokens = static_cast<int>(a.x.extent(0));
   p.heads = p.block_heads = static_cast<int>(a.packing.heads);
-  p.units = static_cast<int>(units);
-  p.units_per_cta = static_cast<int>(ceil_div(units, device.multiprocessors));
-  const LaunchShape shape{dim3(to_grid(ceil_div(units, p.units_per_cta))), sm90_resident::kThreads,
+  const std::int64_t ctas = deal_out(units, device, p);
+  const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,
                           sizeof(sm90_resident::Shared<ResidentOutput::kPlain>)};
   const auto kernel =
       a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
