@@ -52,4 +52,12 @@ cat >host.cpp <<'END'
 END
 measure 'including bda/cuda.hpp in a .cpp, -O2' 3 "${cxx[@]}" -isystem "${CUDA_INCLUDE:-/usr/local/cuda/include}" -O2 -c host.cpp
 measure 'the projection for one type, sm_90a' 40 "${nvcc[@]}" -c projection.cu
-measure 'all kernels for all types (cmake/cuda_kernels.cu), sm_90a' 120 "${nvcc[@]}" -c "$root/cmake/cuda_kernels.cu"
+# every_kernel -o out
+every_kernel() {
+  local source
+  for source in "$root"/cmake/cuda_kernels/*.cu; do
+    "${nvcc[@]}" -c "$source" -o "$(basename "$source").o"
+  done
+  cat ./*.cu.o >"$2"
+}
+measure 'all kernels for all types (cmake/cuda_kernels), sm_90a' 150 every_kernel

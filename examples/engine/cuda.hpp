@@ -115,8 +115,9 @@ class Cuda {
   }
   std::int64_t likeliest() {
     final_norm_.run(x_.data() + (rows_ - 1) * hidden_, 1, hidden_, in_.data(), stream());
-    check(head_product_.run({in_.data(), {1, hidden_}}, {logits_.data(), {1, vocab_}},
-                            blas_workspace_.data(), stream()));
+    const bda::TensorView<const T, 2> last(in_.data(), {1, hidden_});
+    const bda::TensorView<float, 2> logits(logits_.data(), {1, vocab_});
+    check(head_product_.run(last, logits, blas_workspace_.data(), stream()));
     engine::likeliest(logits_.data(), vocab_, tokens_.data(), stream());
     std::int64_t word = 0;
     copy(&word, tokens_.data(), 1, cudaMemcpyDeviceToHost);
@@ -143,9 +144,11 @@ class Cuda {
   };
   struct Linear {
     Linear(const bda::checkpoint::Linear<S>& linear, const Blas& blas)
-        : weight(linear.weight.data(), linear.weight.size()),
+        : depth(linear.weight.rows),
+          weight(linear.weight.data(), linear.weight.size()),
           bias(linear.bias.data(), static_cast<std::int64_t>(linear.bias.size())),
           product(blas, weight.data(), bias.data(), linear.weight.rows, linear.weight.cols) {}
+    std::int64_t depth;
     Array<T> weight, bias;
     bda::cuda::Product<T> product;
   };
@@ -171,9 +174,9 @@ class Cuda {
     check_cuda(cudaMemcpyAsync(to, from, count * sizeof(U), kind, stream()));
   }
   void multiply(const Linear& linear, const T* x, T* y) {
-    check(linear.product.run({x, {rows_, linear.product.depth()}},
-                             {y, {rows_, linear.product.columns()}}, blas_workspace_.data(),
-                             stream()));
+    const bda::TensorView<const T, 2> from(x, {rows_, linear.depth});
+    const bda::TensorView<T, 2> to(y, {rows_, linear.product.columns()});
+    check(linear.product.run(from, to, blas_workspace_.data(), stream()));
   }
 
   std::unique_ptr<CUstream_st, EndStream> stream_{make_stream()};
