@@ -29,3 +29,21 @@ function(bda_add_cuda_kernels)
     target_link_libraries(bda_cuda_kernels PUBLIC bda::cuda)
   endif()
 endfunction()
+
+# The preparation of layers for every storage type, compiled once for all executables that link it
+# and include preparation.hpp.
+function(bda_add_preparation)
+  if(TARGET bda_preparation)
+    return()
+  endif()
+  set(units "")
+  foreach(type double float Eigen::half Eigen::bfloat16)
+    string(REPLACE ":" "" name "${type}")
+    configure_file("${PROJECT_SOURCE_DIR}/cmake/preparation.cpp.in"
+                   "${PROJECT_BINARY_DIR}/preparation/${name}.cpp" @ONLY)
+    list(APPEND units "${PROJECT_BINARY_DIR}/preparation/${name}.cpp")
+  endforeach()
+  add_library(bda_preparation STATIC ${units})
+  target_include_directories(bda_preparation PUBLIC "${PROJECT_SOURCE_DIR}/cmake")
+  bda_target_defaults(bda_preparation)
+endfunction()

@@ -11,12 +11,12 @@
 #include <vector>
 
 #include "bda/core/parallel.hpp"
-#include "bda/preparation/prepare.hpp"
 #include "compare_models.hpp"
 #include "cuda_model.hpp"
 #include "evaluation_set.hpp"
 #include "language_model.hpp"
 #include "model_size.hpp"
+#include "preparation.hpp"
 #include "progress_bar.hpp"
 
 namespace perplexity {
@@ -134,7 +134,9 @@ std::vector<bda::PreparedLayer<T>> decompose(const checkpoint::TransformerWeight
   ProgressBar progress("decomposing layers", static_cast<std::int64_t>(weights.layers.size()));
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     try {
-      prepared.push_back(bda::prepare<T>(weights.layers[i].attention, options));
+      using Source = bda_project::Source<T>;  // holds every T exactly
+      prepared.push_back(
+          bda::prepare<T>(bda::convert<Source>(weights.layers[i].attention), options));
     } catch (const bda::Error& error) {
       throw bda::Error("layer " + std::to_string(i) + ", " + error.name(), error.expected(),
                        error.given());

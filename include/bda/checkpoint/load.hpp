@@ -6,7 +6,10 @@
 #include <type_traits>
 #include <variant>
 
+#include "bda/checkpoint/bd_form.hpp"
+#include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/config.hpp"
+#include "bda/checkpoint/folder_file.hpp"
 #include "bda/checkpoint/tensor_store.hpp"
 #include "bda/checkpoint/transformer.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
@@ -17,13 +20,8 @@ namespace bda::inline v0::checkpoint {
 struct Checkpoint {
   ModelConfig config;
   TensorStore tensors;
+  BdForm bd = {};  // empty unless the checkpoint was converted
 };
-
-/// Opens a folder in the layout of Hugging Face checkpoints. Throws `Error` for what is missing,
-/// damaged or not implemented.
-[[nodiscard]] inline Checkpoint open_checkpoint(const std::filesystem::path& folder) {
-  return {read_config(folder / "config.json"), TensorStore(folder)};
-}
 
 /// How many attention modules the checkpoint has: one a layer, or two a layer of a decoder that
 /// also attends to an encoder.
@@ -42,6 +40,36 @@ struct Checkpoint {
   return std::visit([&](const auto& c) { return attention_config(c, i); }, config);
 }
 
+/// Throws `Error` unless a converted checkpoint's section speaks of this model's attention modules.
+/// `label` names its config.json.
+inline void check_bd_form(const ModelConfig& config, const BdForm& form, const std::string& label) {
+  if (form.empty()) return;
+  const std::string name = label + ": " + kBdSection + ".attention";
+  check::equal(name + ".size", static_cast<std::int64_t>(form.size()), attention_count(config),
+               "the model's attention modules");
+  for (std::size_t i = 0; i < form.size(); ++i)
+    if (form[i])
+      if (const std::string module = attention_name(config, static_cast<std::int64_t>(i));
+          form[i]->name != module)
+        throw Error(name + "[" + std::to_string(i) + "].name", module, form[i]->name);
+}
+
+/// Opens a folder in the layout of Hugging Face checkpoints, as published or as converted by
+/// `convert_checkpoint`. Throws `Error` for what is missing, damaged or not implemented.
+[[nodiscard]] inline Checkpoint open_checkpoint(const std::filesystem::path& folder) {
+  const MappedFile file(file_in_folder(folder, "config.json"));
+  const std::string label = file.path().string();
+  Json config = parse_json_object(file.text(), label);
+  BdForm form;
+  if (const auto section = config.find(kBdSection); section != config.end()) {
+    form = parse_bd_form(*section, label + ": " + kBdSection);
+    config.erase(section);
+  }
+  Checkpoint checkpoint{parse_config(config, label), TensorStore(folder), std::move(form)};
+  check_bd_form(checkpoint.config, checkpoint.bd, label);
+  return checkpoint;
+}
+
 /// The weights of the `i`-th attention module, in T. Reads no other: a checkpoint larger than
 /// memory can be worked through module by module.
 template <Storage T>
@@ -51,7 +79,8 @@ template <Storage T>
   return std::visit(
       [&](const auto& config) {
         WeightReader<T> weights = weight_reader<T>(config, checkpoint.tensors);
-        return read_attention(config, i, weights);
+        weights.set_bd_form(checkpoint.bd);
+        return read_stored_attention(config, i, weights);
       },
       checkpoint.config);
 }
@@ -70,6 +99,7 @@ template <Storage T>
       [&](const auto& config) -> TransformerWeights<T> {
         if constexpr (LanguageModel<std::decay_t<decltype(config)>>) {
           WeightReader<T> weights = weight_reader<T>(config, checkpoint.tensors);
+          weights.set_bd_form(checkpoint.bd);
           return read_transformer(config, weights);
         } else {
           throw Error(checkpoint.tensors.folder().string(),

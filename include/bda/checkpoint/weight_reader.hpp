@@ -5,12 +5,14 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "bda/checkpoint/bd_form.hpp"
 #include "bda/checkpoint/convert.hpp"
 #include "bda/checkpoint/tensor_store.hpp"
 #include "bda/checkpoint/transformer.hpp"
@@ -68,6 +70,22 @@ class WeightReader {
       : store_(store), prefix_(store.find(body_prefix + probe) != nullptr ? body_prefix : "") {}
 
   [[nodiscard]] const TensorStore& store() const { return store_; }
+  /// What the names of the body's tensors start with in this checkpoint.
+  [[nodiscard]] const std::string& prefix() const { return prefix_; }
+  /// The full names of the tensors read so far.
+  [[nodiscard]] const std::set<std::string>& names_read() const { return read_; }
+  [[nodiscard]] const Tensor& tensor(const std::string& name) const {
+    return store_.at(prefix_ + name);
+  }
+
+  /// Says which attention modules are stored in BD form; `form` must outlive the reader.
+  void set_bd_form(const BdForm& form) { bd_form_ = &form; }
+  /// How the `i`-th attention module is stored in BD form; null where it is stored plainly.
+  [[nodiscard]] const BdAttention* bd_attention(std::int64_t i) const {
+    if (bd_form_ == nullptr || i >= static_cast<std::int64_t>(bd_form_->size())) return nullptr;
+    const std::optional<BdAttention>& entry = (*bd_form_)[static_cast<std::size_t>(i)];
+    return entry ? &*entry : nullptr;
+  }
 
   /// As stored, [rows, cols].
   Matrix<T> matrix(const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -159,6 +177,7 @@ class WeightReader {
 
   const TensorStore& store_;
   std::string prefix_;
+  const BdForm* bd_form_ = nullptr;
   std::set<std::string> read_;
 };
 
