@@ -84,17 +84,17 @@ class OutputFolder {
   OutputFolder(std::filesystem::path path, const std::filesystem::path& input)
       : path_(std::move(path)) {
     namespace fs = std::filesystem;
-    std::error_code failure;
-    fs::create_directories(path_, failure);
-    if (!fs::is_directory(path_, failure))
-      throw Error(path_.string(), "a folder that can be made", "something else of that name");
-    const fs::path out = fs::canonical(path_), in = fs::canonical(input);
+    const fs::path out = fs::weakly_canonical(path_), in = fs::canonical(input);
     const auto holds = [](const fs::path& parent, const fs::path& child) {
       return std::mismatch(parent.begin(), parent.end(), child.begin(), child.end()).first ==
              parent.end();
     };
     if (holds(in, out) || holds(out, in))
       throw Error(path_.string(), "a folder apart from the input", in.string());
+    std::error_code failure;
+    fs::create_directories(path_, failure);
+    if (!fs::is_directory(path_, failure))
+      throw Error(path_.string(), "a folder that can be made", "something else of that name");
     check_ours();
     take_marker();
     remove_leftovers();
