@@ -27,6 +27,8 @@ any moment it leaves a complete checkpoint or none, and can be run again.
   --sides LIST        auto, qk, vo or qk,vo (default: auto, each module's sides that are exact)
   --rounding MODE     aware or plain: how the decomposition is rounded to 16 bits (default: aware)
   --verify            reads the result again and compares what it computes with the original
+  --map FILE          describes the tensors of a model that is none of the known families
+                      (include/bda/checkpoint/families/mapped.hpp says how)
   --threads N         (default: one for each hardware thread)
   --shard-size MB     at most so much in a file, but for larger tensors (default: 4000)
   --report FILE       writes the table as JSON
@@ -67,6 +69,8 @@ inline Arguments parse_arguments(std::span<const char* const> given) {
       args.options.basis = bda::parse_basis_strategy(value());
     else if (option == "--rounding")
       args.options.rounding = perplexity::parse_rounding(value());
+    else if (option == "--map")
+      args.options.map = value();
     else if (option == "--threads")
       args.options.threads = static_cast<int>(perplexity::parse_count(option, value(), 4096));
     else if (option == "--shard-size")

@@ -17,6 +17,12 @@ namespace bda::testing {
 using Row = std::vector<Bounded>;
 using Rows = std::vector<Row>;  // [tokens]
 
+/// How far another implementation's own constants may be off, relatively.
+struct Constants {
+  double angle = 0;   // rotary angles
+  double factor = 0;  // the softmax scale, the rotary magnitude
+};
+
 template <class T>
 class Oracle {
  public:
@@ -25,8 +31,9 @@ class Oracle {
   /// the same terms q_j W_kj c_k (p_t c_tk W_kj) in another order: each term then sees at most the
   /// roundings of both sums, so those of the other one are added to every key (value).
   explicit Oracle(const AttentionWeights<T>& weights, double cache_roundoff = 0,
-                  bool absorbed = false)
+                  bool absorbed = false, Constants constants = {})
       : w_(weights),
+        constants_(constants),
         arithmetic_(StorageTraits<compute_t<T>>::unit_roundoff),
         cache_(cache_roundoff),
         absorbed_(absorbed) {}
@@ -147,8 +154,10 @@ class Oracle {
       Bounded& a = row[at(c.qk_dim + (interleaved ? 2 * i : i))];
       Bounded& b = row[at(c.qk_dim + (interleaved ? 2 * i + 1 : i + planes))];
       const double angle = static_cast<double>(position) * c.rope.frequencies[at(i)];
-      const Bounded cos = arithmetic_.rounded(std::cos(angle) * c.rope.magnitude);
-      const Bounded sin = arithmetic_.rounded(std::sin(angle) * c.rope.magnitude);
+      const double off =
+          c.rope.magnitude * (constants_.angle * std::abs(angle) + constants_.factor);
+      const Bounded cos = arithmetic_.rounded({std::cos(angle) * c.rope.magnitude, off});
+      const Bounded sin = arithmetic_.rounded({std::sin(angle) * c.rope.magnitude, off});
       const Bounded x = a, y = b;
       a = arithmetic_.dot({x, y}, {cos, Bounded(-sin.value, sin.error)});
       b = arithmetic_.dot({x, y}, {sin, cos});
@@ -182,8 +191,9 @@ class Oracle {
       if (mask.window > 0 && position - j >= mask.window) continue;
       if (mask.key_lengths != nullptr && j >= mask.key_lengths[b]) continue;
       // scale is rounded to the arithmetic, and with a cap divided by it: 3 more roundings
-      Bounded s =
-          arithmetic_.rounded(arithmetic_.product(arithmetic_.dot(q, k[at(j)][g]), c.scale), 3);
+      Bounded s = arithmetic_.rounded(arithmetic_.product(arithmetic_.dot(q, k[at(j)][g]),
+                                                          {c.scale, c.scale * constants_.factor}),
+                                      3);
       if (c.logit_softcap > 0) {
         const Bounded tanh =
             arithmetic_.hyperbolic_tangent({s.value / c.logit_softcap, s.error / c.logit_softcap});
@@ -216,6 +226,7 @@ class Oracle {
   }
 
   const AttentionWeights<T>& w_;
+  Constants constants_;
   Arithmetic arithmetic_;
   double cache_;
   bool absorbed_;

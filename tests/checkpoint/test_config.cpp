@@ -140,7 +140,7 @@ TEST_CASE("What is not implemented is refused by field and value") {
   using bda_test::kGpt2;
   using bda_test::kLlama2;
   const Refusal refusal = GENERATE(values<Refusal>({
-      {kLlama2, R"({"model_type": "mistral"})", "model_type", "\"mistral\""},
+      {kLlama2, R"({"model_type": "mamba"})", "model_type", "\"mamba\""},
       {kLlama2, R"({"model_type": null})", "model_type", "null"},
       {kLlama2, R"({"model_type": 3})", "model_type", "3"},
       {kLlama2, R"({"sliding_window": 4096})", "sliding_window", "4096"},
@@ -199,6 +199,14 @@ TEST_CASE("What is not implemented is refused by field and value") {
   const std::string message = error_of([&] { (void)parse(refusal.published, refusal.changes); });
   CHECK_THAT(message, ContainsSubstring("config.json: ") && ContainsSubstring(refusal.field) &&
                           ContainsSubstring(", got " + refusal.given));
+}
+
+TEST_CASE("An unknown model type gets the list of the known ones, and the way around it") {
+  CHECK_THAT(error_of([&] { (void)parse(bda_test::kLlama2, R"({"model_type": "mamba"})"); }),
+             ContainsSubstring("model_type: expected bert, clip, ") &&
+                 ContainsSubstring("deepseek_v3, ") && ContainsSubstring("kimi_k2, llama, ") &&
+                 ContainsSubstring("whisper, or a description of the tensors (--map FILE)") &&
+                 ContainsSubstring("got \"mamba\""));
 }
 
 TEST_CASE("A field that is unknown but unset is no reason to refuse") {

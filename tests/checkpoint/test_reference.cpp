@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-#include "checkpoint/attention_oracle.hpp"
+#include "checkpoint/recorded_module.hpp"
 #include "checkpoint/temporary_folder.hpp"
 
 namespace {
@@ -19,20 +19,14 @@ TEST_CASE("The first layer's attention computes what the published code computes
   bda::validate(weights);
 
   const bda::checkpoint::SafetensorsFile file(bda_test::fixture(name) / "reference.safetensors");
-  const bda::checkpoint::Tensor& input = file.at("layer0_attention_input");
-  const auto in = bda::checkpoint::read_values<double>(input);
-  const auto expected = bda::checkpoint::read_values<double>(file.at("layer0_attention_output"));
-  const auto hidden = static_cast<std::size_t>(input.shape[1]);
-  bda_test::Rows x(static_cast<std::size_t>(input.shape[0]), bda_test::Row(hidden));
-  for (std::size_t t = 0; t < x.size(); ++t)
-    for (std::size_t i = 0; i < hidden; ++i) x[t][i].value = in[t * hidden + i];
-
-  const bda_test::Rows y = bda_test::causal_attention(weights, x);
-  REQUIRE(y.size() * y[0].size() == expected.size());
+  const bda_test::RecordedModule recorded(file, "layer0_attention_",
+                                          attention_pattern(checkpoint.config, 0));
+  const bda::testing::Rows y = recorded.bounded(weights);
+  REQUIRE(y.size() * y[0].size() == recorded.output.size());
   double largest_bound = 0, excess = -std::numeric_limits<double>::infinity();
   for (std::size_t t = 0; t < y.size(); ++t)
-    for (std::size_t i = 0; i < hidden; ++i) {
-      const double difference = std::abs(y[t][i].value - expected[t * hidden + i]);
+    for (std::size_t i = 0; i < y[t].size(); ++i) {
+      const double difference = std::abs(y[t][i].value - recorded.output[t * y[t].size() + i]);
       excess = std::max(excess, difference - 2 * y[t][i].error);
       largest_bound = std::max(largest_bound, y[t][i].error);
     }

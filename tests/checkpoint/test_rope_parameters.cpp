@@ -109,7 +109,7 @@ TEST_CASE("Rotary parameters that are unknown or contradict each other are refus
       {R"({"rope_theta": 10000, "rope_parameters": {"rope_theta": 5000}})",
        "rope_theta: expected 5000.0 (as in rope_parameters), got 10000"},
       {R"({"rope_parameters": {"partial_rotary_factor": 0.5}})",
-       "partial_rotary_factor: expected 1.0 (the whole head is rotated), got 0.5"},
+       "partial_rotary_factor: expected 1.0 (the rotated share of a head), got 0.5"},
       {R"({"rope_scaling": {"type": "yarn", "factor": 4}})",
        "original_max_position_embeddings: expected a positive number"},
       {R"({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7,

@@ -19,7 +19,7 @@ TEST_CASE("WeightReader transposes any shape") {
   bda::checkpoint::write_safetensors(folder.path() / bda::checkpoint::TensorStore::kSingleFile,
                                      {bda::checkpoint::make_tensor<float>("w", {out, in}, values)});
   const bda::checkpoint::TensorStore store(folder.path());
-  bda::checkpoint::WeightReader<double> weights(store, "", "w");
+  bda::checkpoint::WeightReader<double> weights(store, {}, "w");
   const bda::Matrix<double> w = weights.transposed("w", in, out);
   REQUIRE(w.rows == in);
   REQUIRE(w.cols == out);

@@ -57,14 +57,14 @@ def draw_weights(model, seed):
     """Gains near 1, everything else wide enough that attention and routing are far from uniform."""
     random = np.random.default_rng(seed)
     for name, weight in sorted(model.named_parameters()):
-        values = random.standard_normal(tuple(weight.shape))
-        if "norm" in name or ".ln_" in name:
+        values = np.asarray(random.standard_normal(tuple(weight.shape)))
+        if "norm" in name.lower() or ".ln_" in name:
             values = values * 0.2 + (0 if name.endswith("bias") else 1)
-        elif weight.ndim == 1:
+        elif weight.ndim <= 1:
             values *= 0.5
         elif "embed" not in name and "wte" not in name and "wpe" not in name:
             values *= 1.5 / np.sqrt(weight.shape[-1])
-        weight.copy_(torch.from_numpy(values))
+        weight.copy_(torch.from_numpy(np.asarray(values)))
 
 
 def reference(model, attention, seed):

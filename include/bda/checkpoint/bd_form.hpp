@@ -31,8 +31,9 @@
 ///           "tensors": ["q", "k.weight", ...]
 ///         },
 ///         null                              // a module that is stored as it was
-///       ]
-///     }
+///       ],
+///       "map": {...}                        // only with a family that the user described:
+///     }                                     // the description (families/mapped.hpp)
 ///
 /// The tensor `k.weight` of the module above is stored as PREFIX + "layers.0.self_attn.bda.k.weight",
 /// where PREFIX is what the names of the model's body start with ("model.", or nothing). What each
@@ -57,6 +58,7 @@ struct BdAttention {
 using BdForm = std::vector<std::optional<BdAttention>>;
 
 inline constexpr const char* kBdSection = "bda";
+inline constexpr const char* kBdMap = "map";
 inline constexpr std::int64_t kBdFormatVersion = 1;
 
 /// What stands between a module's name and that of its tensor.
@@ -191,6 +193,7 @@ inline BdAttention read_bd_attention(ConfigFields& fields) {
     ConfigFields entry_fields(module, name);
     entry = detail::read_bd_attention(entry_fields);
   }
+  fields.ignore({kBdMap});  // for the reader of the model's config
   fields.refuse_unknown();
   return form;
 }

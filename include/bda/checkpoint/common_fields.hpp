@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -64,10 +65,31 @@ inline void ignore_common_fields(ConfigFields& fields) {
   fields.ignore({"_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
                  "chunk_size_feed_forward", "pretraining_tp", "tf_legacy_loss", "torchscript",
                  "use_bfloat16"});
-  fields.require("add_cross_attention", false, "decoder-only models");
-  fields.require("is_encoder_decoder", false, "decoder-only models");
-  fields.require("tie_encoder_decoder", false, "decoder-only models");
   fields.require("pruned_heads", Json::object(), "all heads are there");
+}
+
+/// For models that are a single stack of layers without cross-attention.
+inline void require_single_stack(ConfigFields& fields) {
+  fields.require("add_cross_attention", false, "layers attend to their own sequence alone");
+  fields.require("is_encoder_decoder", false, "a single stack of layers");
+  fields.require("tie_encoder_decoder", false, "a single stack of layers");
+}
+
+/// Where the library reads the attention alone: fields that bear on the rest of the model.
+inline void ignore_body_fields(ConfigFields& fields) {
+  fields.ignore({"activation_dropout", "activation_function", "dropout", "hidden_act",
+                 "hidden_activation", "hidden_dropout_prob", "init_std", "initializer_factor",
+                 "attention_probs_dropout_prob", "intermediate_size", "layer_norm_eps", "layerdrop",
+                 "max_position_embeddings", "mlp_bias", "rms_norm_eps", "tie_word_embeddings",
+                 "vocab_size"});
+}
+
+/// `hidden` split evenly over `heads`, each by its key.
+inline void require_multiple(const ConfigFields& fields, std::string_view hidden_key,
+                             std::int64_t hidden, std::string_view heads_key, std::int64_t heads) {
+  if (hidden % heads != 0)
+    fields.refuse(hidden_key,
+                  "a multiple of " + std::string(heads_key) + " = " + std::to_string(heads));
 }
 
 }  // namespace bda::inline v0::checkpoint::detail

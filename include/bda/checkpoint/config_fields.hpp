@@ -33,12 +33,19 @@ class ConfigFields {
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
 
+  /// Whether the file has the field, be it null: for those whose absence means another value.
+  [[nodiscard]] bool is_given(std::string_view key) const { return object_.contains(key); }
+
   /// An extent or a count from 1 to 2^31 - 1, so that the product of two of them cannot overflow.
+  /// Of layers ("num_hidden_layers", "n_layer") there are fewer: readers keep an entry for each,
+  /// and must not take memory on a config's word alone.
   std::optional<std::int64_t> find_extent(std::string_view key) {
     const Json* value = find(key);
     if (value == nullptr) return std::nullopt;
-    if (!value->is_number_integer() || *value < 1 || *value > kLargestExtent)
-      refuse(key, "an integer from 1 to " + std::to_string(kLargestExtent));
+    const bool layers = key.ends_with("layer") || key.ends_with("layers");
+    const std::int64_t largest = layers ? kMostLayers : kLargestExtent;
+    if (!value->is_number_integer() || *value < 1 || *value > largest)
+      refuse(key, "an integer from 1 to " + std::to_string(largest));
     return value->get<std::int64_t>();
   }
   std::int64_t extent(std::string_view key) {
@@ -101,6 +108,7 @@ class ConfigFields {
 
  private:
   static constexpr std::int64_t kLargestExtent = 2147483647;
+  static constexpr std::int64_t kMostLayers = 65536;
 
   Json object_;
   std::string label_;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
@@ -20,6 +21,9 @@ struct ConversionProgress {
 };
 
 struct ConversionOptions {
+  /// A file that describes the attention of a family that the library does not know
+  /// (families/mapped.hpp); empty for none.
+  std::filesystem::path map;
   /// Unset: every side of every module that can be decomposed exactly. A module with none stays as
   /// it is. Set: these sides of all modules, and an error where one cannot.
   std::optional<Sides> sides;

@@ -67,6 +67,22 @@ void visit_values(const Tensor& tensor, const Visitor& visit) {
 
 }  // namespace detail
 
+namespace detail {
+
+/// `stored`, the value at `i`, in T. Throws `Error` for a finite value that would become infinite.
+template <Storage T, class From>
+[[nodiscard]] T narrow_at(const Tensor& tensor, std::int64_t i, From stored) {
+  const T value = narrow<T>(stored);
+  if (std::isinf(static_cast<double>(value)) && !std::isinf(stored))
+    throw Error(tensor.label() + "[" + std::to_string(i) + "]",
+                "a magnitude that " + std::string(name_of(StorageTraits<T>::dtype)) +
+                    " can hold (at most " + quote(Json(StorageTraits<T>::largest)) + ")",
+                quote(Json(stored)));
+  return value;
+}
+
+}  // namespace detail
+
 /// All values of a floating-point tensor, in stored order.
 ///
 /// Infinities and NaN pass; a finite value that would become infinite in T is refused by tensor and
@@ -81,17 +97,52 @@ template <Storage T>
     return values;
   }
   detail::visit_values(tensor, [&](const auto& value_at) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const auto stored = value_at(i);
-      const T value = detail::narrow<T>(stored);
-      if (std::isinf(static_cast<double>(value)) && !std::isinf(stored))
-        throw Error(tensor.label() + "[" + std::to_string(i) + "]",
-                    "a magnitude that " + std::string(name_of(StorageTraits<T>::dtype)) +
-                        " can hold (at most " + quote(Json(StorageTraits<T>::largest)) + ")",
-                    quote(Json(stored)));
-      values[static_cast<std::size_t>(i)] = value;
-    }
+    for (std::int64_t i = 0; i < count; ++i)
+      values[static_cast<std::size_t>(i)] = detail::narrow_at<T>(tensor, i, value_at(i));
   });
+  return values;
+}
+
+/// The extents of the blocks of a weight that share a scale.
+struct ScaleBlocks {
+  std::int64_t rows = 128, cols = 128;
+};
+
+/// The values of an F8_E4M3 matrix [rows, cols] with an F32 scale for each block (DeepSeek-V3's
+/// published layout), scales [ceil(rows / blocks.rows), ceil(cols / blocks.cols)]: stored value
+/// times scale, rounded to T once. Throws `Error` for other types and shapes, for a scale that is
+/// negative or not finite, and for a value that does not fit T.
+template <Storage T>
+[[nodiscard]] std::vector<T> read_block_scaled(const Tensor& tensor, const Tensor& scales,
+                                               const ScaleBlocks& blocks) {
+  if (tensor.type.name != "F8_E4M3")
+    throw Error(tensor.label() + ".dtype", "F8_E4M3", std::string(tensor.type.name));
+  if (tensor.shape.size() != 2)
+    throw Error(tensor.label() + ".shape", "rows and columns", shape_text(tensor.shape));
+  const std::int64_t rows = tensor.shape[0], cols = tensor.shape[1];
+  const std::int64_t row_blocks = (rows + blocks.rows - 1) / blocks.rows;
+  const std::int64_t col_blocks = (cols + blocks.cols - 1) / blocks.cols;
+  if (scales.type.name != "F32")
+    throw Error(scales.label() + ".dtype", "F32", std::string(scales.type.name));
+  if (scales.shape != std::vector{row_blocks, col_blocks})
+    throw Error(scales.label() + ".shape",
+                shape_text({row_blocks, col_blocks}) + " (a scale for each block)",
+                shape_text(scales.shape));
+  const std::vector<double> scale = read_values<double>(scales);
+  for (std::size_t i = 0; i < scale.size(); ++i)
+    if (!(scale[i] >= 0) || std::isinf(scale[i]))
+      throw Error(scales.label() + "[" + std::to_string(i) + "]", "a finite scale of at least 0",
+                  quote(Json(scale[i])));
+  std::vector<T> values(static_cast<std::size_t>(tensor.size()));
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = 0; j < cols; ++j) {
+      const std::int64_t at = i * cols + j;
+      const auto stored = static_cast<std::uint8_t>(tensor.bytes[static_cast<std::size_t>(at)]);
+      const auto block = static_cast<std::size_t>(i / blocks.rows * col_blocks + j / blocks.cols);
+      // Exact in double: 4 bits times 24.
+      values[static_cast<std::size_t>(at)] = detail::narrow_at<T>(
+          tensor, at, static_cast<double>(float_from_e4m3_bits(stored)) * scale[block]);
+    }
   return values;
 }
 

@@ -58,7 +58,7 @@ class Conversion {
  public:
   Conversion(const std::filesystem::path& input, const std::filesystem::path& output,
              const ConversionOptions& options)
-      : input_(open_checkpoint(input)), options_(options), others_(other_files(input_.tensors)) {
+      : input_(open_checkpoint(input, options.map)), options_(options), others_(other_files(input_.tensors)) {
     if (!input_.bd.empty())
       throw Error((input / "config.json").string(), "a checkpoint that is not converted yet",
                   std::string("one with a section ") + kBdSection);
@@ -204,7 +204,13 @@ class Conversion {
     const MappedFile original(file_in_folder(input_.tensors.folder(), "config.json"));
     const std::string_view text = original.text().substr(0, original.text().rfind('}'));
     std::string config(text.substr(0, text.find_last_not_of(" \t\r\n") + 1));
-    config.append(",\n  \"").append(kBdSection).append("\": ").append(json_of(form_).dump());
+    Json section = json_of(form_);
+    if (!options_.map.empty()) {
+      const MappedFile map(options_.map);
+      section[kBdMap] = parse_json_object(map.text(), options_.map.string());
+    }
+    if (!config.ends_with('{')) config += ',';  // a described model's config may be empty
+    config.append("\n  \"").append(kBdSection).append("\": ").append(section.dump());
     config += "\n}\n";
     NewFile file(output_->part_of("config.json"));
     file.write_at(0, std::as_bytes(std::span(config)));

@@ -40,6 +40,11 @@ struct Checkpoint {
   return std::visit([&](const auto& c) { return attention_config(c, i); }, config);
 }
 
+/// What the model masks and adds in the `i`-th attention module.
+[[nodiscard]] inline AttentionPattern attention_pattern(const ModelConfig& config, std::int64_t i) {
+  return std::visit([&](const auto& c) { return attention_pattern(c, i); }, config);
+}
+
 /// Throws `Error` unless a converted checkpoint's section speaks of this model's attention modules.
 /// `label` names its config.json.
 inline void check_bd_form(const ModelConfig& config, const BdForm& form, const std::string& label) {
@@ -54,20 +59,42 @@ inline void check_bd_form(const ModelConfig& config, const BdForm& form, const s
         throw Error(name + "[" + std::to_string(i) + "].name", module, form[i]->name);
 }
 
+namespace detail {
+
+/// A converted checkpoint, whose parsed config.json has the section `bda`.
+inline Checkpoint open_converted(const std::filesystem::path& folder, Json config,
+                                 const std::string& label) {
+  const std::string section_label = label + ": " + kBdSection;
+  const Json section = std::move(config[kBdSection]);
+  config.erase(kBdSection);
+  BdForm form = parse_bd_form(section, section_label);
+  const auto map = section.find(kBdMap);
+  ModelConfig model = map == section.end()
+                          ? parse_config(config, label)
+                          : ModelConfig(parse_map(*map, section_label + "." + kBdMap));
+  check_bd_form(model, form, label);
+  return {std::move(model), TensorStore(folder), std::move(form)};
+}
+
+}  // namespace detail
+
 /// Opens a folder in the layout of Hugging Face checkpoints, as published or as converted by
-/// `convert_checkpoint`. Throws `Error` for what is missing, damaged or not implemented.
-[[nodiscard]] inline Checkpoint open_checkpoint(const std::filesystem::path& folder) {
+/// `convert_checkpoint`. `map`, where it is not empty, is a file that describes the attention
+/// (families/mapped.hpp), whatever config.json says. Throws `Error` for what is missing, damaged or
+/// not implemented.
+[[nodiscard]] inline Checkpoint open_checkpoint(const std::filesystem::path& folder,
+                                                const std::filesystem::path& map = {}) {
   const MappedFile file(file_in_folder(folder, "config.json"));
   const std::string label = file.path().string();
   Json config = parse_json_object(file.text(), label);
-  BdForm form;
-  if (const auto section = config.find(kBdSection); section != config.end()) {
-    form = parse_bd_form(*section, label + ": " + kBdSection);
-    config.erase(section);
+  if (config.contains(kBdSection)) {
+    if (!map.empty())
+      throw Error(label + ": " + kBdSection, "no such section beside a map of the tensors",
+                  "that of a converted checkpoint");
+    return detail::open_converted(folder, std::move(config), label);
   }
-  Checkpoint checkpoint{parse_config(config, label), TensorStore(folder), std::move(form)};
-  check_bd_form(checkpoint.config, checkpoint.bd, label);
-  return checkpoint;
+  return {map.empty() ? parse_config(config, label) : ModelConfig(read_map(map)),
+          TensorStore(folder)};
 }
 
 /// The weights of the `i`-th attention module, in T. Reads no other: a checkpoint larger than

@@ -36,20 +36,22 @@ struct ConversionPlan {
 
 namespace detail {
 
-/// Qwen3's kind, where a norm follows the query and key projections; families that have one say so
-/// by an overload.
+/// Whether a norm follows the query and key projections, which exactness asks the weights for.
 template <class Config>
-bool has_head_norms(const Config& config) {
-  if constexpr (requires { head_norms(config); })
-    return head_norms(config);
-  else
-    return false;
+bool has_head_norm(const Config&, std::int64_t) {
+  return false;
+}
+inline bool has_head_norm(const RotaryDecoderConfig& c, std::int64_t) {
+  return c.head_norm != HeadNorm::kNone;
+}
+inline bool has_head_norm(const MapConfig& c, std::int64_t i) {
+  return !mapped_layer(c, i).first.q_norm.empty();
 }
 
-inline void add_module(ConversionPlan& plan, const AttentionConfig& c, bool head_norms) {
+inline void add_module(ConversionPlan& plan, const AttentionConfig& c, bool head_norm) {
   AttentionWeights<float> shape;  // what exactness is judged by, without values
   shape.config = c;
-  if (head_norms) shape.q_head_norm.resize(1);
+  if (head_norm) shape.q_head_norm.resize(1);
   const auto why_not_qk = why_qk_is_inexact(shape), why_not_vo = why_vo_is_inexact(shape);
   if (why_not_qk && plan.why_not_qk.empty()) plan.why_not_qk = *why_not_qk;
   if (why_not_vo && plan.why_not_vo.empty()) plan.why_not_vo = *why_not_vo;
@@ -102,7 +104,7 @@ inline DType planned_dtype(ConfigFields& fields) {
   std::visit(
       [&](const auto& c) {
         for (std::int64_t i = 0; i < attention_count(c); ++i)
-          detail::add_module(plan, attention_config(c, i), detail::has_head_norms(c));
+          detail::add_module(plan, attention_config(c, i), detail::has_head_norm(c, i));
       },
       model);
   return plan;

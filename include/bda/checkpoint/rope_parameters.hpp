@@ -66,32 +66,15 @@ inline RopeParameters read_llama3(ConfigFields& fields, double theta, std::int64
 
 }  // namespace detail
 
-/// Reads the rotary embedding in either spelling: `rope_theta` beside `rope_scaling`, or both
-/// within `rope_parameters`. `types` lists the scaling rules this model type may use, out of
-/// "default", "linear", "llama3" and "yarn"; every other rule is refused by name.
-[[nodiscard]] inline RopeParameters read_rope_parameters(
-    ConfigFields& config, RopeStyle style, std::int64_t rope_dim,
-    std::initializer_list<std::string_view> types) {
-  if (rope_dim % 2 != 0)
-    throw Error(config.label() + ": width of the rotary embedding", "an even number",
-                std::to_string(rope_dim));
-  const Json* scaling = config.find("rope_scaling");
-  const Json* parameters = config.find("rope_parameters");
-  if (scaling != nullptr && parameters != nullptr)
-    config.refuse("rope_scaling", "no value beside rope_parameters, which replaces it");
-  const char* key = parameters != nullptr ? "rope_parameters" : "rope_scaling";
-  const Json* object = parameters != nullptr ? parameters : scaling;
-  if (object != nullptr && !object->is_object()) config.refuse(key, "an object");
-
-  ConfigFields fields(object != nullptr ? *object : Json::object(), config.label() + ": " + key);
-  constexpr double kDefaultTheta = 10000;
-  const std::optional<double> outer_theta = config.find_number("rope_theta");
-  const double theta = fields.positive("rope_theta", outer_theta.value_or(kDefaultTheta));
-  if (outer_theta.value_or(theta) != theta)
-    config.refuse("rope_theta", quote(Json(theta)) + " (as in " + key + ")");
-  if (!(theta > 1)) config.refuse("rope_theta", "more than 1");
-  fields.require("partial_rotary_factor", 1.0, "the whole head is rotated");
-
+/// Reads the scaling rule of one rotary embedding from its own object, `fields`, which may hold
+/// nothing else. Widths are checked to be even.
+[[nodiscard]] inline RopeParameters read_rope_rule(ConfigFields& fields, double theta,
+                                                   RopeStyle style, std::int64_t rope_dim,
+                                                   std::initializer_list<std::string_view> types) {
+  constexpr std::int64_t kWidest = 65536;  // a frequency is kept for every other channel
+  if (rope_dim % 2 != 0 || rope_dim < 2 || rope_dim > kWidest)
+    throw Error(fields.label() + ": width of the rotary embedding",
+                "an even number from 2 to " + std::to_string(kWidest), std::to_string(rope_dim));
   const std::optional<std::string> rope_type = fields.find_text("rope_type");
   const std::optional<std::string> old_type = fields.find_text("type");
   if (rope_type && old_type && *rope_type != *old_type)
@@ -115,6 +98,57 @@ inline RopeParameters read_llama3(ConfigFields& fields, double theta, std::int64
   result.rope.style = style;
   fields.refuse_unknown();
   return result;
+}
+
+/// How a model type spells its rotary embedding outside `rope_parameters`.
+struct RopeSpelling {
+  std::string_view theta_key = "rope_theta";
+  double default_theta = 10000;
+  double partial_rotary_factor = 1;  // what the file must say where it says it
+};
+
+/// Reads the rotary embedding in either spelling: `rope_theta` beside `rope_scaling`, or both
+/// within `rope_parameters`. `types` lists the scaling rules this model type may use, out of
+/// "default", "linear", "llama3" and "yarn"; every other rule is refused by name.
+[[nodiscard]] inline RopeParameters read_rope_parameters(
+    ConfigFields& config, RopeStyle style, std::int64_t rope_dim,
+    std::initializer_list<std::string_view> types, const RopeSpelling& spelling = {}) {
+  const Json* scaling = config.find("rope_scaling");
+  const Json* parameters = config.find("rope_parameters");
+  if (scaling != nullptr && parameters != nullptr)
+    config.refuse("rope_scaling", "no value beside rope_parameters, which replaces it");
+  const char* key = parameters != nullptr ? "rope_parameters" : "rope_scaling";
+  const Json* object = parameters != nullptr ? parameters : scaling;
+  if (object != nullptr && !object->is_object()) config.refuse(key, "an object");
+
+  ConfigFields fields(object != nullptr ? *object : Json::object(), config.label() + ": " + key);
+  const std::optional<double> outer_theta = config.find_number(spelling.theta_key);
+  const double theta = fields.positive("rope_theta", outer_theta.value_or(spelling.default_theta));
+  if (outer_theta.value_or(theta) != theta)
+    config.refuse(spelling.theta_key, quote(Json(theta)) + " (as in " + key + ")");
+  if (!(theta > 1))
+    config.refuse(outer_theta ? spelling.theta_key : std::string_view(key),
+                  "a theta of more than 1");
+  fields.require("partial_rotary_factor", spelling.partial_rotary_factor,
+                 "the rotated share of a head");
+  return read_rope_rule(fields, theta, style, rope_dim, types);
+}
+
+/// The rotated share of a head, from 0 (exclusive) to 1: within `rope_parameters`, or as `key`.
+[[nodiscard]] inline double read_partial_rotary_factor(ConfigFields& config, std::string_view key,
+                                                       double fallback) {
+  const std::optional<double> outer = config.find_number(key);
+  const Json* parameters = config.find("rope_parameters");
+  std::optional<double> inner;
+  if (parameters != nullptr && parameters->is_object())
+    inner = ConfigFields(*parameters, config.label() + ": rope_parameters")
+                .find_number("partial_rotary_factor");
+  if (inner && outer && *inner != *outer)
+    config.refuse(key, quote(Json(*inner)) + " (as in rope_parameters)");
+  const double factor = inner.value_or(outer.value_or(fallback));
+  if (!(factor > 0) || factor > 1)
+    config.refuse(outer ? key : "rope_parameters", "a rotated share of more than 0, at most 1");
+  return factor;
 }
 
 }  // namespace bda::inline v0::checkpoint

@@ -64,10 +64,19 @@ template <class T>
 template <Storage T>
 class WeightReader {
  public:
-  /// Published files differ in whether the names of the model's body start with `body_prefix`
-  /// ("model."): they do where PREFIX + `probe` is there. `lm_head` never has the prefix.
-  WeightReader(const TensorStore& store, const std::string& body_prefix, const std::string& probe)
-      : store_(store), prefix_(store.find(body_prefix + probe) != nullptr ? body_prefix : "") {}
+  /// Published files differ in whether the names of the model's body start with a prefix
+  /// ("model."): they have the first of `body_prefixes` with which PREFIX + `probe` is there, or
+  /// none. `lm_head` never has the prefix. With `fp8`, weights may be stored in F8_E4M3 beside
+  /// their scales, NAME_scale_inv.
+  WeightReader(const TensorStore& store, const std::vector<std::string>& body_prefixes,
+               const std::string& probe, std::optional<ScaleBlocks> fp8 = std::nullopt)
+      : store_(store), fp8_(fp8) {
+    for (const std::string& prefix : body_prefixes)
+      if (store.find(prefix + probe) != nullptr) {
+        prefix_ = prefix;
+        break;
+      }
+  }
 
   [[nodiscard]] const TensorStore& store() const { return store_; }
   /// What the names of the body's tensors start with in this checkpoint.
@@ -166,7 +175,7 @@ class WeightReader {
     if (tensor.shape != shape)
       throw Error(tensor.label() + ".shape", shape_text(shape) + " (from config.json)",
                   shape_text(tensor.shape));
-    std::vector<T> values = read_values<T>(tensor);
+    std::vector<T> values = read_stored(tensor, name);
     for (std::size_t i = 0; i < values.size(); ++i)
       if (const auto value = static_cast<double>(values[i]); !std::isfinite(value))
         throw Error(tensor.label() + "[" + std::to_string(i) + "]", "a finite value",
@@ -175,9 +184,23 @@ class WeightReader {
     return values;
   }
 
+  std::vector<T> read_stored(const Tensor& tensor, const std::string& name) {
+    const std::string scales = name + "_scale_inv";
+    if (fp8_ && tensor.type.name == "F8_E4M3") {
+      std::vector<T> values = read_block_scaled<T>(tensor, store_.at(scales), *fp8_);
+      read_.insert(scales);
+      return values;
+    }
+    if (fp8_ && store_.find(scales) != nullptr)
+      throw Error(tensor.label() + ".dtype", "F8_E4M3 (as it has scales beside it)",
+                  std::string(tensor.type.name));
+    return read_values<T>(tensor);
+  }
+
   const TensorStore& store_;
   std::string prefix_;
   const BdForm* bd_form_ = nullptr;
+  std::optional<ScaleBlocks> fp8_;
   std::set<std::string> read_;
 };
 

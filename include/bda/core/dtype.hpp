@@ -71,6 +71,17 @@ concept Storage = requires {
   return std::bit_cast<float>(sign | (small & is_small) | (normal & ~is_small));
 }
 
+/// fp8 e4m3 (no infinities, NaN where all bits but the sign are set) to float; exact.
+[[nodiscard]] constexpr float float_from_e4m3_bits(std::uint8_t bits) {
+  const std::uint32_t magnitude = bits & 0x7fu, exponent = magnitude >> 3;
+  if (magnitude == 0x7f) return std::bit_cast<float>(0x7fc00000u);
+  const float value =
+      exponent == 0  // zero and subnormals, in units of 2^-9
+          ? static_cast<float>(magnitude) * 0x1p-9f
+          : std::bit_cast<float>(((exponent + 120u) << 23) | ((magnitude & 7u) << 20));
+  return (bits & 0x80u) != 0 ? -value : value;
+}
+
 /// bfloat16 to float; exact.
 [[nodiscard]] constexpr float float_from_bf16_bits(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);

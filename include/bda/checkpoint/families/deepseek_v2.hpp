@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -9,7 +8,7 @@
 
 #include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/common_fields.hpp"
-#include "bda/checkpoint/rope_parameters.hpp"
+#include "bda/checkpoint/latent_attention.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
 
 /// DeepSeek-V2 (arXiv 2405.04434): multi-head latent attention with decoupled RoPE, dense and
@@ -17,18 +16,14 @@
 namespace bda::inline v0::checkpoint {
 
 /// `model_type` "deepseek_v2" (arXiv 2405.04434).
-struct DeepseekV2Config {
-  std::int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
-  std::int64_t num_attention_heads, max_position_embeddings;
-  std::int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
-  std::optional<std::int64_t> q_lora_rank;
+struct DeepseekV2Config : LatentAttentionConfig {
+  std::int64_t vocab_size, intermediate_size, max_position_embeddings;
   std::vector<bool> is_moe;  // [num_hidden_layers], else a dense layer
   std::int64_t n_routed_experts, n_shared_experts, moe_intermediate_size;  // 0 for none
   ExpertRouting routing;
   Activation hidden_act;
   double rms_norm_eps;
   bool tie_word_embeddings;
-  RopeParameters rope;
 };
 
 namespace detail {
@@ -103,32 +98,16 @@ inline void read_experts(ConfigFields& fields, DeepseekV2Config& c) {
 
 inline DeepseekV2Config read_deepseek_v2(ConfigFields& fields) {
   DeepseekV2Config c{};
+  static_cast<LatentAttentionConfig&>(c) = read_latent_attention(fields);
   c.vocab_size = fields.extent("vocab_size");
-  c.hidden_size = fields.extent("hidden_size");
   c.intermediate_size = fields.extent("intermediate_size");
-  c.num_hidden_layers = fields.extent("num_hidden_layers");
-  c.num_attention_heads = fields.extent("num_attention_heads");
   c.max_position_embeddings = fields.extent("max_position_embeddings");
-  c.kv_lora_rank = fields.extent("kv_lora_rank");
-  c.q_lora_rank = fields.find_extent("q_lora_rank");
-  c.qk_nope_head_dim = fields.extent("qk_nope_head_dim");
-  c.qk_rope_head_dim = fields.extent("qk_rope_head_dim");
-  c.v_head_dim = fields.extent("v_head_dim");
   c.hidden_act = read_activation(fields, "hidden_act", "silu");
   c.rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
   c.tie_word_embeddings = fields.flag("tie_word_embeddings", false);
-  c.rope = read_rope_parameters(fields, RopeStyle::kInterleaved, c.qk_rope_head_dim,
-                                {"default", "yarn"});
   read_experts(fields, c);
 
-  fields.require("num_key_value_heads", c.num_attention_heads, "every head has its own keys");
-  fields.require("attention_bias", false, "biases within MLA are not implemented");
   fields.require("mlp_bias", false, "as DeepSeek-V2 was published");
-  fields.require("use_mla", true, "multi-head latent attention");
-  // Derived by transformers from the widths above, which say the same.
-  fields.require("head_dim", c.qk_rope_head_dim, "qk_rope_head_dim");
-  fields.require("qk_head_dim", c.qk_nope_head_dim + c.qk_rope_head_dim,
-                 "qk_nope_head_dim + qk_rope_head_dim");
   // Losses in training, and how experts are laid out over machines.
   fields.ignore(
       {"aux_loss_alpha", "seq_aux", "output_router_logits", "router_aux_loss_coef", "ep_size"});
@@ -136,71 +115,6 @@ inline DeepseekV2Config read_deepseek_v2(ConfigFields& fields) {
 }
 
 }  // namespace detail
-
-[[nodiscard]] inline std::int64_t attention_count(const DeepseekV2Config& c) {
-  return c.num_hidden_layers;
-}
-
-[[nodiscard]] inline std::string attention_name(const DeepseekV2Config&, std::int64_t layer) {
-  return "layers." + std::to_string(layer) + ".self_attn";
-}
-
-[[nodiscard]] inline AttentionConfig attention_config(const DeepseekV2Config& c, std::int64_t) {
-  AttentionConfig a;
-  a.query_dim = c.q_lora_rank.value_or(c.hidden_size);
-  a.kv_dim = c.kv_lora_rank;
-  a.out_dim = c.hidden_size;
-  a.heads = a.kv_heads = c.num_attention_heads;
-  a.qk_dim = c.qk_nope_head_dim;
-  a.rope_dim = c.qk_rope_head_dim;
-  a.v_dim = c.v_head_dim;
-  a.shared_rope_key = true;
-  a.rope = c.rope.rope;
-  a.scale = c.rope.score_factor / std::sqrt(static_cast<double>(a.head_dim()));
-  return a;
-}
-
-template <Storage T>
-[[nodiscard]] WeightReader<T> weight_reader(const DeepseekV2Config&, const TensorStore& store) {
-  return {store, "model.", "embed_tokens.weight"};
-}
-
-template <Storage T>
-[[nodiscard]] AttentionWeights<T> read_attention(const DeepseekV2Config& c, std::int64_t layer,
-                                                 WeightReader<T>& weights) {
-  const std::string name = attention_name(c, layer) + ".";
-  AttentionWeights<T> a;
-  a.config = attention_config(c, layer);
-  const std::int64_t q_width = a.config.heads * a.config.head_dim();
-  LatentProjection<T>& latent = a.latent.emplace();
-  // The norms of the latents have the default epsilon in the published code, not rms_norm_eps.
-  latent.norm_epsilon = 1e-6;
-  if (c.q_lora_rank) {
-    latent.q_a = weights.transposed(name + "q_a_proj.weight", c.hidden_size, *c.q_lora_rank);
-    latent.q_norm = weights.vector(name + "q_a_layernorm.weight", *c.q_lora_rank);
-    a.q = weights.transposed(name + "q_b_proj.weight", *c.q_lora_rank, q_width);
-  } else {
-    a.q = weights.transposed(name + "q_proj.weight", c.hidden_size, q_width);
-  }
-
-  // The compressed latent and, behind it, the rotary key that all heads share.
-  const std::int64_t kv_a_width = c.kv_lora_rank + c.qk_rope_head_dim;
-  const Matrix<T> kv_a =
-      weights.transposed(name + "kv_a_proj_with_mqa.weight", c.hidden_size, kv_a_width);
-  latent.kv_a = detail::take_columns(kv_a, kv_a_width, 0, c.kv_lora_rank);
-  latent.kv_norm = weights.vector(name + "kv_a_layernorm.weight", c.kv_lora_rank);
-  a.k_rope.weight = detail::take_columns(kv_a, kv_a_width, c.kv_lora_rank, c.qk_rope_head_dim);
-
-  // Each head's columns are [key | value].
-  const std::int64_t kv_b_width = c.qk_nope_head_dim + c.v_head_dim;
-  const Matrix<T> kv_b = weights.transposed(name + "kv_b_proj.weight", c.kv_lora_rank,
-                                            c.num_attention_heads * kv_b_width);
-  a.k.weight = detail::take_columns(kv_b, kv_b_width, 0, c.qk_nope_head_dim);
-  a.v.weight = detail::take_columns(kv_b, kv_b_width, c.qk_nope_head_dim, c.v_head_dim);
-  a.o = weights.transposed(name + "o_proj.weight", c.num_attention_heads * c.v_head_dim,
-                           c.hidden_size);
-  return a;
-}
 
 namespace detail {
 

@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <string>
 
+#include "bda/checkpoint/attention_pattern.hpp"
 #include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/common_fields.hpp"
+#include "bda/checkpoint/projections.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
 
 /// GPT-2: multi-head attention with biases and learned positions. Its linear layers ("Conv1D") are
@@ -23,6 +25,7 @@ struct Gpt2Config {
 namespace detail {
 
 inline Gpt2Config read_gpt2(ConfigFields& fields) {
+  require_single_stack(fields);
   Gpt2Config c{};
   c.vocab_size = fields.extent("vocab_size");
   c.n_embd = fields.extent("n_embd");
@@ -52,6 +55,10 @@ inline Gpt2Config read_gpt2(ConfigFields& fields) {
   return "h." + std::to_string(layer) + ".attn";
 }
 
+[[nodiscard]] inline AttentionPattern attention_pattern(const Gpt2Config&, std::int64_t) {
+  return {};
+}
+
 [[nodiscard]] inline AttentionConfig attention_config(const Gpt2Config& c, std::int64_t layer) {
   AttentionConfig a;
   a.query_dim = a.kv_dim = a.out_dim = c.n_embd;
@@ -64,7 +71,7 @@ inline Gpt2Config read_gpt2(ConfigFields& fields) {
 
 template <Storage T>
 [[nodiscard]] WeightReader<T> weight_reader(const Gpt2Config&, const TensorStore& store) {
-  return {store, "transformer.", "wte.weight"};
+  return {store, {"transformer."}, "wte.weight"};
 }
 
 namespace detail {
@@ -80,28 +87,16 @@ template <Storage T>
 template <Storage T>
 [[nodiscard]] AttentionWeights<T> read_attention(const Gpt2Config& c, std::int64_t layer,
                                                  WeightReader<T>& weights) {
-  const std::string name = attention_name(c, layer) + ".";
+  const std::string name = attention_name(c, layer);
   const std::int64_t hidden = c.n_embd;
-  const Linear<T> qkv = detail::read_conv1d(weights, name + "c_attn", hidden, 3 * hidden);
-  Linear<T> o = detail::read_conv1d(weights, name + "c_proj", hidden, hidden);
+  const Linear<T> qkv = detail::read_conv1d(weights, name + ".c_attn", hidden, 3 * hidden);
   // c_attn's columns are [q | k | v], each [heads, head width].
-  const auto weight_part = [&](std::int64_t i) {
-    return detail::take_columns(qkv.weight, 3 * hidden, i * hidden, hidden);
+  const auto part = [&](std::int64_t i) {
+    return take_columns(qkv, 3 * hidden, i * hidden, hidden);
   };
-  const auto bias_part = [&](std::int64_t i) {
-    const auto begin = qkv.bias.begin() + i * hidden;
-    return std::vector<T>(begin, begin + hidden);
-  };
-
-  AttentionWeights<T> a;
-  a.config = attention_config(c, layer);
-  a.q = weight_part(0);
-  a.q_bias = bias_part(0);
-  a.k = {weight_part(1), bias_part(1), std::nullopt};
-  a.v = {weight_part(2), bias_part(2), std::nullopt};
-  a.o = std::move(o.weight);
-  a.o_bias = std::move(o.bias);
-  return a;
+  return assemble<T>(
+      attention_config(c, layer),
+      {part(0), part(1), part(2), detail::read_conv1d(weights, name + ".c_proj", hidden, hidden)});
 }
 
 template <Storage T>

@@ -4,8 +4,10 @@
 #include <cstdint>
 #include <string>
 
+#include "bda/checkpoint/attention_pattern.hpp"
 #include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/common_fields.hpp"
+#include "bda/checkpoint/projections.hpp"
 #include "bda/checkpoint/rope_parameters.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
 
@@ -25,6 +27,7 @@ struct LlamaConfig {
 namespace detail {
 
 inline LlamaConfig read_llama(ConfigFields& fields) {
+  require_single_stack(fields);
   LlamaConfig c{};
   c.vocab_size = fields.extent("vocab_size");
   c.hidden_size = fields.extent("hidden_size");
@@ -63,6 +66,10 @@ inline LlamaConfig read_llama(ConfigFields& fields) {
   return "layers." + std::to_string(layer) + ".self_attn";
 }
 
+[[nodiscard]] inline AttentionPattern attention_pattern(const LlamaConfig&, std::int64_t) {
+  return {};
+}
+
 [[nodiscard]] inline AttentionConfig attention_config(const LlamaConfig& c, std::int64_t) {
   AttentionConfig a;
   a.query_dim = a.kv_dim = a.out_dim = c.hidden_size;
@@ -76,30 +83,19 @@ inline LlamaConfig read_llama(ConfigFields& fields) {
 
 template <Storage T>
 [[nodiscard]] WeightReader<T> weight_reader(const LlamaConfig&, const TensorStore& store) {
-  return {store, "model.", "embed_tokens.weight"};
+  return {store, {"model."}, "embed_tokens.weight"};
 }
 
 template <Storage T>
 [[nodiscard]] AttentionWeights<T> read_attention(const LlamaConfig& c, std::int64_t layer,
                                                  WeightReader<T>& weights) {
-  const std::string name = attention_name(c, layer) + ".";
-  const std::int64_t hidden = c.hidden_size;
-  const std::int64_t q_width = c.num_attention_heads * c.head_dim;
-  const std::int64_t kv_width = c.num_key_value_heads * c.head_dim;
-  Linear<T> q = weights.linear(name + "q_proj", hidden, q_width, c.attention_bias);
-  Linear<T> k = weights.linear(name + "k_proj", hidden, kv_width, c.attention_bias);
-  Linear<T> v = weights.linear(name + "v_proj", hidden, kv_width, c.attention_bias);
-  Linear<T> o = weights.linear(name + "o_proj", q_width, hidden, c.attention_bias);
-
-  AttentionWeights<T> a;
-  a.config = attention_config(c, layer);
-  a.q = std::move(q.weight);
-  a.q_bias = std::move(q.bias);
-  a.k_rope = {std::move(k.weight), std::move(k.bias), std::nullopt};
-  a.v = {std::move(v.weight), std::move(v.bias), std::nullopt};
-  a.o = std::move(o.weight);
-  a.o_bias = std::move(o.bias);
-  return a;
+  const bool bias = c.attention_bias;
+  const AttentionConfig a = attention_config(c, layer);
+  return assemble(
+      a, read_projections(
+             a, attention_name(c, layer),
+             {.o = "o_proj", .q_bias = bias, .k_bias = bias, .v_bias = bias, .o_bias = bias},
+             weights));
 }
 
 template <Storage T>
