@@ -65,7 +65,7 @@ struct Written {
 
   bda::AttentionWeights<T> read(const BdAttention& from) const {
     const TensorStore store(folder.path());
-    WeightReader<T> reader(store, "model.", "layers.0.bda.q");
+    WeightReader<T> reader(store, {"model."}, "layers.0.bda.q");
     return read_bd_attention(config, from, reader);
   }
 };

@@ -54,11 +54,15 @@ inline DType stored_dtype(const TensorStore& store, const std::set<std::string>&
 }
 
 /// The work of `convert_checkpoint`, one step a method, in the order they run.
+template <class Prepare>
 class Conversion {
  public:
   Conversion(const std::filesystem::path& input, const std::filesystem::path& output,
-             const ConversionOptions& options)
-      : input_(open_checkpoint(input, options.map)), options_(options), others_(other_files(input_.tensors)) {
+             const ConversionOptions& options, const Prepare& prepare_layer)
+      : input_(open_checkpoint(input, options.map)),
+        options_(options),
+        prepare_(prepare_layer),
+        others_(other_files(input_.tensors)) {
     if (!input_.bd.empty())
       throw Error((input / "config.json").string(), "a checkpoint that is not converted yet",
                   std::string("one with a section ") + kBdSection);
@@ -158,7 +162,7 @@ class Conversion {
         options_.sides.value_or(Sides{.qk = done.why_not_qk.empty(), .vo = done.why_not_vo.empty()});
     if (!options.sides.qk && !options.sides.vo) return;
 
-    PreparedLayer<T> prepared = prepare<T>(weights, options);
+    PreparedLayer<T> prepared = prepare_.template operator()<T>(weights, options);
     const std::vector<Tensor> tensors =
         bd_tensors(prepared.weights, reader.prefix() + done.name);
     for (const Tensor& tensor : tensors) {
@@ -244,6 +248,7 @@ class Conversion {
 
   Checkpoint input_;
   const ConversionOptions& options_;
+  const Prepare& prepare_;
   std::vector<std::filesystem::path> others_;
   std::optional<OutputFolder> output_;
   std::optional<ShardWriter> shards_;
@@ -254,6 +259,15 @@ class Conversion {
 
 }  // namespace detail
 
+/// `prepare`, as `convert_checkpoint` calls it.
+struct PrepareLayer {
+  template <class T, class U>
+  PreparedLayer<T> operator()(const AttentionWeights<U>& layer,
+                              const PreparationOptions& options) const {
+    return prepare<T>(layer, options);
+  }
+};
+
 /// Writes the checkpoint of the folder `input` to the folder `output` with its attention in
 /// basis-decomposed form (bd_form.hpp says how it is stored); all other tensors and files are
 /// copied byte for byte. `open_checkpoint` reads the result like any checkpoint.
@@ -263,15 +277,20 @@ class Conversion {
 /// and on disk it has no config.json, so whenever the process ends there is a complete checkpoint
 /// or none, and the next call starts afresh.
 ///
+/// `prepare_layer` makes a decomposed layer of a plain one; it is called with a layer in float
+/// (double where that is stored) for each type that it may be stored in.
+///
 /// Throws `Error` for what cannot be read, decomposed, stored or verified; the folder is then left
 /// without config.json.
-inline ConversionReport convert_checkpoint(const std::filesystem::path& input,
-                                           const std::filesystem::path& output,
-                                           const ConversionOptions& options = {}) {
+template <class Prepare = PrepareLayer>
+ConversionReport convert_checkpoint(const std::filesystem::path& input,
+                                    const std::filesystem::path& output,
+                                    const ConversionOptions& options = {},
+                                    const Prepare& prepare_layer = {}) {
   check::at_least("options.threads", options.threads, 1);
   if (options.sides && !options.sides->qk && !options.sides->vo)
     throw Error("options.sides", "at least one side", "none");
-  return detail::Conversion(input, output, options).run();
+  return detail::Conversion<Prepare>(input, output, options, prepare_layer).run();
 }
 
 }  // namespace bda::inline v0::checkpoint

@@ -40,21 +40,6 @@ struct NoisyRows {
   Probe value, variance;
 };
 
-/// `w` as doubles; `noise` is the variance of a rounding of 1, zero where `w` is exact.
-struct NoisyWeight {
-  Probe value;
-  double noise = 0;
-
-  [[nodiscard]] NoisyRows operator()(const NoisyRows& x) const {
-    NoisyRows y{linalg::multiply(x.value, value), {}};
-    const Probe squared = value.cwiseAbs2();
-    y.variance = linalg::multiply(x.variance, squared);
-    if (noise > 0)
-      linalg::add_product(y.variance, Probe(x.value.cwiseAbs2()), squared, noise);
-    return y;
-  }
-};
-
 /// One module's forward steps on random rows.
 template <class S>
 class ProbedModule {
@@ -67,18 +52,20 @@ class ProbedModule {
   /// What the queries of all heads are computed from.
   [[nodiscard]] NoisyRows query_source(const NoisyRows& x) const {
     if (!w_.latent || w_.latent->q_a.empty()) return x;
-    return normed(whole(w_.latent->q_a, original_.latent->q_a)(x), w_.latent->q_norm);
+    return normed(apply(linalg::map(w_.latent->q_a), linalg::map(original_.latent->q_a), x),
+                  w_.latent->q_norm);
   }
   /// What keys and values are computed from.
   [[nodiscard]] NoisyRows context(const NoisyRows& x) const {
     if (!w_.latent) return x;
-    return normed(whole(w_.latent->kv_a, original_.latent->kv_a)(x), w_.latent->kv_norm);
+    return normed(apply(linalg::map(w_.latent->kv_a), linalg::map(original_.latent->kv_a), x),
+                  w_.latent->kv_norm);
   }
 
   /// The query of head h, [rows, qk_dim + rope_dim].
   [[nodiscard]] NoisyRows query(std::int64_t h, const NoisyRows& source) const {
     const std::int64_t width = w_.config.head_dim();
-    NoisyRows q = columns(w_.q, original_.q, h * width, width)(source);
+    NoisyRows q = apply(columns(w_.q, h, width), columns(original_.q, h, width), source);
     add_bias(q, w_.q_bias, h * width);
     scale(q, w_.q_head_norm);
     return q;
@@ -109,22 +96,22 @@ class ProbedModule {
     const auto rows = [&](const Matrix<S>& o) {
       return linalg::map(o).middleRows(h * width, width);
     };
-    return weight(rows(w_.o), rows(original_.o))(value);
+    return apply(rows(w_.o), rows(original_.o), value);
   }
 
  private:
+  /// x times a stored weight, which is exact where it is the original's.
   template <class A, class B>
-  [[nodiscard]] NoisyWeight weight(const A& stored, const B& original) const {
+  [[nodiscard]] NoisyRows apply(const A& stored, const B& original, const NoisyRows& x) const {
     const bool same = stored.rows() == original.rows() && stored == original;
-    return {stored.template cast<double>(), same ? 0 : noise_};
+    const Probe w = stored.template cast<double>(), squared = w.cwiseAbs2();
+    NoisyRows y{linalg::multiply(x.value, w), linalg::multiply(x.variance, squared)};
+    if (!same) linalg::add_product(y.variance, Probe(x.value.cwiseAbs2()), squared, noise_);
+    return y;
   }
-  [[nodiscard]] NoisyWeight whole(const Matrix<S>& stored, const Matrix<S>& original) const {
-    return weight(linalg::map(stored), linalg::map(original));
-  }
-  [[nodiscard]] NoisyWeight columns(const Matrix<S>& stored, const Matrix<S>& original,
-                                    std::int64_t first, std::int64_t width) const {
-    return weight(linalg::map(stored).middleCols(first, width),
-                  linalg::map(original).middleCols(first, width));
+  /// Those of head h.
+  static auto columns(const Matrix<S>& m, std::int64_t h, std::int64_t width) {
+    return linalg::map(m).middleCols(h * width, width);
   }
 
   /// RMS-normed, with gain. What rounding does to the norm itself is the mean of many roundings.
@@ -146,13 +133,13 @@ class ProbedModule {
   [[nodiscard]] NoisyRows projected(const KvProjection<S>& p, const KvProjection<S>& original,
                                     std::int64_t g, std::int64_t width,
                                     const NoisyRows& from) const {
-    const NoisyWeight coefficients = columns(p.weight, original.weight, g * width, width);
+    const auto weight = columns(p.weight, g, width), plain = columns(original.weight, g, width);
     NoisyRows y;
     if (!p.basis) {
-      y = coefficients(from);
+      y = apply(weight, plain, from);
     } else {
       const std::vector<std::int64_t> rest = p.basis->rest();
-      y = coefficients(NoisyRows{gathered(from.value, rest), gathered(from.variance, rest)});
+      y = apply(weight, plain, {gathered(from.value, rest), gathered(from.variance, rest)});
       y.value += gathered(from.value, p.basis->indices());
       y.variance += gathered(from.variance, p.basis->indices());
     }
