@@ -30,20 +30,22 @@ function(bda_add_cuda_kernels)
   endif()
 endfunction()
 
-# The preparation of layers for every storage type, compiled once for all executables that link it
-# and include preparation.hpp.
-function(bda_add_preparation)
-  if(TARGET bda_preparation)
+# What takes longest to compile, compiled once for all executables that link it and include
+# preparation.hpp, loading.hpp or conversion.hpp of this folder.
+function(bda_add_instances)
+  if(TARGET bda_instances)
     return()
   endif()
-  set(units "")
+  set(units "${PROJECT_SOURCE_DIR}/cmake/conversion.cpp")
   foreach(type double float Eigen::half Eigen::bfloat16)
     string(REPLACE ":" "" name "${type}")
-    configure_file("${PROJECT_SOURCE_DIR}/cmake/preparation.cpp.in"
-                   "${PROJECT_BINARY_DIR}/preparation/${name}.cpp" @ONLY)
-    list(APPEND units "${PROJECT_BINARY_DIR}/preparation/${name}.cpp")
+    foreach(what preparation loading)
+      set(unit "${PROJECT_BINARY_DIR}/instances/${what}_${name}.cpp")
+      configure_file("${PROJECT_SOURCE_DIR}/cmake/${what}.cpp.in" "${unit}" @ONLY)
+      list(APPEND units "${unit}")
+    endforeach()
   endforeach()
-  add_library(bda_preparation STATIC ${units})
-  target_include_directories(bda_preparation PUBLIC "${PROJECT_SOURCE_DIR}/cmake")
-  bda_target_defaults(bda_preparation)
+  add_library(bda_instances STATIC ${units})
+  target_include_directories(bda_instances PUBLIC "${PROJECT_SOURCE_DIR}/cmake")
+  bda_target_defaults(bda_instances)
 endfunction()

@@ -5,7 +5,7 @@
 
 #include "../perplexity/progress_bar.hpp"
 #include "arguments.hpp"
-#include "convert.hpp"
+#include "conversion.hpp"
 #include "report.hpp"
 
 namespace {
@@ -39,7 +39,7 @@ void run(convert::Arguments& args) {
     bar->advance_to(progress.done);
   };
   const bda::checkpoint::ConversionReport report =
-      convert::convert(args.input, args.output, args.options);
+      bda::checkpoint::convert_checkpoint(args.input, args.output, args.options);
   bar.reset();
   convert::print(report, std::cout);
   if (args.report) convert::write_json(report, *args.report);

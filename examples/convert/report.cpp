@@ -1,5 +1,6 @@
 #include "report.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <fstream>
@@ -51,9 +52,9 @@ std::string weights_text(const PlannedWeights& w, double unit, const char* name)
 }  // namespace
 
 void print(const bda::checkpoint::ConversionReport& report, std::ostream& out) {
-  const bool verified = std::any_of(
-      report.attention.begin(), report.attention.end(),
-      [](const AttentionConversion& a) { return a.verified_qk || a.verified_vo; });
+  const bool verified =
+      std::any_of(report.attention.begin(), report.attention.end(),
+                  [](const AttentionConversion& a) { return a.verified_qk || a.verified_vo; });
   out << format("%-28s  %-29s  %-29s  %-16s %8s %7s%s\n", "", "QK residual mean/max, alpha",
                 "VO residual mean/max, alpha", "basis", "saved MB", "s",
                 verified ? "  verified" : "");
@@ -70,11 +71,9 @@ void print(const bda::checkpoint::ConversionReport& report, std::ostream& out) {
     }
   }
   const std::int64_t before = report.bytes_before(), after = report.bytes_after();
-  out << format("\nattention  %.3f MB -> %.3f MB (%+.2f %%)\n", megabytes(before),
-                megabytes(after),
-                before > 0
-                    ? (static_cast<double>(after) / static_cast<double>(before) - 1) * 100
-                    : 0.0)
+  out << format("\nattention  %.3f MB -> %.3f MB (%+.2f %%)\n", megabytes(before), megabytes(after),
+                before > 0 ? (static_cast<double>(after) / static_cast<double>(before) - 1) * 100
+                           : 0.0)
       << format("copied     %lld tensors, %.3f MB, and %lld other files\n",
                 static_cast<long long>(report.tensors_copied), megabytes(report.bytes_copied),
                 static_cast<long long>(report.files_copied))
@@ -84,17 +83,17 @@ void print(const bda::checkpoint::ConversionReport& report, std::ostream& out) {
 
 void print(const std::vector<std::string>& names, const std::vector<ConversionPlan>& plans,
            std::ostream& out) {
-  out << "| model | attention modules | QK side | VO side | K/V projections, weights | the same, "
-         "operations a token | whole attention, weights | the same, operations a token |\n"
+  out << "| model | attention modules | QK side | VO side | K/V projections, weights | "
+         "operations a token | whole attention, weights | operations a token |\n"
          "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: |\n";
   for (std::size_t i = 0; i < plans.size(); ++i) {
     const ConversionPlan& plan = plans[i];
     const double bytes = size_of(plan.dtype) * 1e-6, flops = 2e-6;
     const std::string unit = "MB in " + std::string(name_of(plan.dtype));
-    out << "| " << printable(names[i]) << " | " << plan.modules << " | "
-        << side_text(plan.qk_modules, plan) << " | " << side_text(plan.vo_modules, plan) << " | "
-        << weights_text(plan.kv, bytes, unit.c_str()) << " | "
-        << weights_text(plan.kv, flops, "MFLOP") << " | "
+    out << "| " << printable(names[i]) << (plan.quantized ? " (published in 8 bits)" : "") << " | "
+        << plan.modules << " | " << side_text(plan.qk_modules, plan) << " | "
+        << side_text(plan.vo_modules, plan) << " | " << weights_text(plan.kv, bytes, unit.c_str())
+        << " | " << weights_text(plan.kv, flops, "MFLOP") << " | "
         << weights_text(plan.attention, bytes, unit.c_str()) << " | "
         << weights_text(plan.attention, flops, "MFLOP") << " |\n";
   }

@@ -18,8 +18,7 @@ void print(const std::vector<std::string>& names,
            const std::vector<bda::checkpoint::ConversionPlan>& plans, std::ostream& out);
 
 /// Throws bda::Error where it cannot be written.
-void write_json(const bda::checkpoint::ConversionReport& report,
-                const std::filesystem::path& file);
+void write_json(const bda::checkpoint::ConversionReport& report, const std::filesystem::path& file);
 
 /// Text of a file's making (names of tensors, say) as a terminal may see it: control characters
 /// are shown as \x1b.

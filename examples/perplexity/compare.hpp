@@ -18,6 +18,7 @@
 #include "cuda_model.hpp"
 #include "evaluation_set.hpp"
 #include "language_model.hpp"
+#include "loading.hpp"
 #include "model_size.hpp"
 #include "preparation.hpp"
 #include "progress_bar.hpp"

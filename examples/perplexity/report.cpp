@@ -113,7 +113,7 @@ void print(const Comparison& r, std::ostream& out) {
 
   if (!r.layers.empty())
     out << "\nlayer  QK residual mean/max, alpha mean/max         VO residual mean/max, alpha "
-         "mean/max\n";
+           "mean/max\n";
   for (std::size_t i = 0; i < r.layers.size(); ++i)
     out << format("%5zu", i) << side_columns(r.layers[i].qk) << "  " << side_columns(r.layers[i].vo)
         << '\n';

@@ -49,12 +49,13 @@ struct Written {
   BdAttention form;
   bda::AttentionConfig config;
 
-  explicit Written(const std::string& name, const bda::PreparationOptions& options = {},
-                   const std::function<void(std::vector<Tensor>&)>& change = [](auto&) {}) {
+  explicit Written(
+      const std::string& name, const bda::PreparationOptions& options = {},
+      const std::function<void(std::vector<Tensor>&)>& change = [](auto&) {}) {
     const Checkpoint checkpoint = open_checkpoint(fixture(name));
     config = attention_config(checkpoint.config, 0);
-    auto prepared = bda::prepare<T>(
-        load_attention_layer<bda_project::Source<T>>(checkpoint, 0), options);
+    auto prepared =
+        bda::prepare<T>(load_attention_layer<bda_project::Source<T>>(checkpoint, 0), options);
     weights = std::move(prepared.weights);
     weights.sinks.assign(static_cast<std::size_t>(config.heads), 0.1);
     form = bd_attention(weights, "layers.0", prepared.report.basis, prepared.report.latent);

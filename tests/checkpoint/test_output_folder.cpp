@@ -106,9 +106,7 @@ TEST_CASE("OutputFolder: one conversion at a time") {
 TEST_CASE("Nothing is written through a link") {
   const TemporaryFolder folder, input, elsewhere;
   elsewhere.write("target", "mine");
-  {
-    const OutputFolder begun(folder.path(), input.path());
-  }
+  { const OutputFolder begun(folder.path(), input.path()); }
   fs::create_symlink(elsewhere.path() / "target", folder.path() / "tokenizer.json");
   fs::create_directory_symlink(elsewhere.path(), folder.path() / "sub");
   OutputFolder output(folder.path(), input.path());

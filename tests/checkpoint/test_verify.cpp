@@ -1,12 +1,10 @@
-#include <bda/checkpoint/load.hpp>
-#include <bda/checkpoint/verify.hpp>
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <string>
 
 #include "checkpoint/temporary_folder.hpp"
-#include "preparation.hpp"
+#include "conversion.hpp"
 
 namespace {
 
@@ -73,8 +71,7 @@ TEST_CASE("What rounding does not explain is found in every part of a module") {
         if (text == "o_bias" || text == "k.bias") return;  // constants that cancel, see below
         what = text;
         if constexpr (requires { member.rows; }) {
-          for (std::int64_t row = 0; row < member.rows; ++row)
-            member(row, member.cols - 1) *= 1.1f;
+          for (std::int64_t row = 0; row < member.rows; ++row) member(row, member.cols - 1) *= 1.1f;
         } else {
           for (auto& value : member) value *= 1.1f;
         }

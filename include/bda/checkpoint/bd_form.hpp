@@ -35,10 +35,11 @@
 ///       "map": {...}                        // only with a family that the user described:
 ///     }                                     // the description (families/mapped.hpp)
 ///
-/// The tensor `k.weight` of the module above is stored as PREFIX + "layers.0.self_attn.bda.k.weight",
-/// where PREFIX is what the names of the model's body start with ("model.", or nothing). What each
-/// tensor holds says model/attention_weights.hpp: matrices are [in, out], row-major, heads side by
-/// side along the columns; a decomposed projection has [d - r, heads * r] coefficients.
+/// The tensor `k.weight` of the module above is stored as PREFIX +
+/// "layers.0.self_attn.bda.k.weight", where PREFIX is what the names of the model's body start with
+/// ("model.", or nothing). What each tensor holds says model/attention_weights.hpp: matrices are
+/// [in, out], row-major, heads side by side along the columns; a decomposed projection has [d - r,
+/// heads * r] coefficients.
 namespace bda::inline v0::checkpoint {
 
 /// How one attention module is stored in BD form.
@@ -160,18 +161,17 @@ inline BdAttention read_bd_attention(ConfigFields& fields) {
       modules.push_back(nullptr);
       continue;
     }
-    modules.push_back(
-        {{"name", a->name},
-         {"dtype", name_of(a->dtype)},
-         {"basis", a->basis},
-         {"qk", detail::json_of(a->qk)},
-         {"vo", detail::json_of(a->vo)},
-         {"latent", name_of(a->latent)},
-         {"latent_norm_epsilon",
-          a->latent_norm_epsilon ? Json(*a->latent_norm_epsilon) : Json(nullptr)},
-         {"head_norm_epsilon", a->head_norm_epsilon},
-         {"sinks", a->sinks},
-         {"tensors", a->tensors}});
+    modules.push_back({{"name", a->name},
+                       {"dtype", name_of(a->dtype)},
+                       {"basis", a->basis},
+                       {"qk", detail::json_of(a->qk)},
+                       {"vo", detail::json_of(a->vo)},
+                       {"latent", name_of(a->latent)},
+                       {"latent_norm_epsilon",
+                        a->latent_norm_epsilon ? Json(*a->latent_norm_epsilon) : Json(nullptr)},
+                       {"head_norm_epsilon", a->head_norm_epsilon},
+                       {"sinks", a->sinks},
+                       {"tensors", a->tensors}});
   }
   return {{"format_version", kBdFormatVersion}, {"attention", modules}};
 }

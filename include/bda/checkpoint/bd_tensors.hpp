@@ -24,9 +24,9 @@ template <Storage T>
     if (member.empty()) return;
     std::vector<std::int64_t> shape{static_cast<std::int64_t>(member.size())};
     if constexpr (requires { member.rows; }) shape = {member.rows, member.cols};
-    tensors.push_back(make_tensor<T>(module + kBdInfix + name, std::move(shape),
-                                     std::span(member.data(), static_cast<std::size_t>(
-                                                                  member.size()))));
+    tensors.push_back(
+        make_tensor<T>(module + kBdInfix + name, std::move(shape),
+                       std::span(member.data(), static_cast<std::size_t>(member.size()))));
   });
   return tensors;
 }
@@ -71,8 +71,8 @@ template <Storage T>
     const std::vector<std::int64_t>& shape = reader.tensor(full).shape;
     constexpr bool is_matrix = requires { member.rows; };
     if (shape.size() != (is_matrix ? 2 : 1))
-      throw Error(reader.tensor(full).label() + ".shape",
-                  is_matrix ? "two extents" : "one extent", shape_text(shape));
+      throw Error(reader.tensor(full).label() + ".shape", is_matrix ? "two extents" : "one extent",
+                  shape_text(shape));
     if constexpr (is_matrix)
       member = reader.matrix(full, shape[0], shape[1]);
     else

@@ -65,7 +65,9 @@ struct ConversionReport {
   std::int64_t shards = 0;
   double seconds = 0;
 
-  [[nodiscard]] std::int64_t bytes_before() const { return sum(&AttentionConversion::bytes_before); }
+  [[nodiscard]] std::int64_t bytes_before() const {
+    return sum(&AttentionConversion::bytes_before);
+  }
   [[nodiscard]] std::int64_t bytes_after() const { return sum(&AttentionConversion::bytes_after); }
 
  private:
@@ -85,8 +87,7 @@ inline Json json_of(const std::optional<DecompositionReport>& side, const std::s
                {"residual_max", side->max_residual()},
                {"alpha_max", side->max_alpha()},
                {"coefficient_max", side->max_coefficient()}};
-  if (verified)
-    json["verified"] = {{"error", verified->error}, {"expected", verified->expected}};
+  if (verified) json["verified"] = {{"error", verified->error}, {"expected", verified->expected}};
   return json;
 }
 

@@ -158,13 +158,12 @@ class Conversion {
     options.threads = options_.threads;
     done.why_not_qk = why_qk_is_inexact(weights).value_or("");
     done.why_not_vo = why_vo_is_inexact(weights).value_or("");
-    options.sides =
-        options_.sides.value_or(Sides{.qk = done.why_not_qk.empty(), .vo = done.why_not_vo.empty()});
+    options.sides = options_.sides.value_or(
+        Sides{.qk = done.why_not_qk.empty(), .vo = done.why_not_vo.empty()});
     if (!options.sides.qk && !options.sides.vo) return;
 
     PreparedLayer<T> prepared = prepare_.template operator()<T>(weights, options);
-    const std::vector<Tensor> tensors =
-        bd_tensors(prepared.weights, reader.prefix() + done.name);
+    const std::vector<Tensor> tensors = bd_tensors(prepared.weights, reader.prefix() + done.name);
     for (const Tensor& tensor : tensors) {
       if (input_.tensors.find(tensor.name) != nullptr)
         throw Error(tensor.name, "a name that no tensor of the original has", "one that has");
@@ -175,8 +174,8 @@ class Conversion {
       done.bytes_before += static_cast<std::int64_t>(input_.tensors.at(name).bytes.size());
       replaced_.insert(name);
     }
-    form_.back() = bd_attention(prepared.weights, done.name, prepared.report.basis,
-                                prepared.report.latent);
+    form_.back() =
+        bd_attention(prepared.weights, done.name, prepared.report.basis, prepared.report.latent);
     done.dtype = StorageTraits<T>::dtype;
     done.preparation = std::move(prepared.report);
   }
@@ -190,9 +189,8 @@ class Conversion {
       rest.push_back(tensor);
       total += static_cast<std::int64_t>(tensor->bytes.size());
     }
-    std::stable_sort(rest.begin(), rest.end(), [](const Tensor* a, const Tensor* b) {
-      return a->type.bits > b->type.bits;
-    });
+    std::stable_sort(rest.begin(), rest.end(),
+                     [](const Tensor* a, const Tensor* b) { return a->type.bits > b->type.bits; });
     constexpr std::int64_t kMega = 1'000'000;
     for (const Tensor* tensor : rest) {
       progress("copying tensors, MB", report_.bytes_copied / kMega, total / kMega);
@@ -290,7 +288,11 @@ ConversionReport convert_checkpoint(const std::filesystem::path& input,
   check::at_least("options.threads", options.threads, 1);
   if (options.sides && !options.sides->qk && !options.sides->vo)
     throw Error("options.sides", "at least one side", "none");
-  return detail::Conversion<Prepare>(input, output, options, prepare_layer).run();
+  try {
+    return detail::Conversion<Prepare>(input, output, options, prepare_layer).run();
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw Error(error.path1().string(), "a path that can be used", error.code().message());
+  }
 }
 
 }  // namespace bda::inline v0::checkpoint

@@ -70,11 +70,10 @@ inline Json parse_guarded(std::string_view text, const std::string& name,
 /// on too deep nesting and on a key that stands twice. `name` is the file's, for the error.
 [[nodiscard]] inline Json parse_json_object(std::string_view text, const std::string& name) {
   detail::JsonGuard guard(name);
-  return detail::parse_guarded(text, name,
-                               [&](int depth, Json::parse_event_t event, Json& parsed) {
-                                 guard(depth, event, parsed);
-                                 return true;
-                               });
+  return detail::parse_guarded(text, name, [&](int depth, Json::parse_event_t event, Json& parsed) {
+    guard(depth, event, parsed);
+    return true;
+  });
 }
 
 /// The same object member by member: `take(key, value)` is called as each has been read, and none

@@ -43,8 +43,7 @@ class NewFile {
   /// Writes at `offset`, or behind what was appended so far.
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
-      const ssize_t n =
-          ::pwrite(id_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      const ssize_t n = ::pwrite(id_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
       if (n < 0 && errno == EINTR) continue;
       if (n <= 0) fail();
       bytes = bytes.subspan(static_cast<std::size_t>(n));
@@ -138,8 +137,7 @@ class OutputFolder {
   /// Whether `name`, a relative path, is one of those that a conversion gives by itself.
   [[nodiscard]] static bool reserves(const std::filesystem::path& name) {
     const std::string last = name.filename().string();
-    return last.ends_with(kPart) || last == kMarker ||
-           (!name.has_parent_path() && is_output(last));
+    return last.ends_with(kPart) || last == kMarker || (!name.has_parent_path() && is_output(last));
   }
 
   /// The last step: from here on the folder is a checkpoint.

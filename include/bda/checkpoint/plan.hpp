@@ -23,9 +23,10 @@ struct PlannedWeights {
 /// norms, which it does not change.
 struct ConversionPlan {
   std::string model_type;
-  DType dtype = DType::kF32;  // what config.json says the weights are in, fp32 where it says nothing
-  bool quantized = false;     // published in fewer bits than `dtype`, which BD is stored in
-  std::int64_t modules = 0;   // attention modules, and how many of them have an exact side:
+  DType dtype =
+      DType::kF32;           // what config.json says the weights are in, fp32 where it says nothing
+  bool quantized = false;    // published in fewer bits than `dtype`, which BD is stored in
+  std::int64_t modules = 0;  // attention modules, and how many of them have an exact side:
   std::int64_t qk_modules = 0, vo_modules = 0;
   std::string why_not_qk, why_not_vo;  // of the first module where a side is not exact
   /// The projections from what each head reads to keys and values; with latent attention kv_b_proj.

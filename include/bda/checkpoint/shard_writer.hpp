@@ -73,8 +73,8 @@ class ShardWriter {
     check::equal(tensor.name + ".bytes", static_cast<std::int64_t>(tensor.bytes.size()) * 8,
                  tensor.size() * tensor.type.bits, "the shape's, in bits");
     const std::uint64_t size = tensor.bytes.size();
-    if (file_ && (filled_ + size > limit_ || tensor.type.bits > last_bits_ ||
-                  !fits(entry(tensor, filled_))))
+    if (file_ &&
+        (filled_ + size > limit_ || tensor.type.bits > last_bits_ || !fits(entry(tensor, filled_))))
       close_shard();
     if (!file_) open_shard();
     const std::string text = entry(tensor, filled_);

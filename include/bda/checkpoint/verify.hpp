@@ -71,8 +71,7 @@ class ProbedModule {
     return q;
   }
   /// The key of K/V head g: from the context, and, of its rotary part, from the hidden rows `x`.
-  [[nodiscard]] NoisyRows key(std::int64_t g, const NoisyRows& context,
-                              const NoisyRows& x) const {
+  [[nodiscard]] NoisyRows key(std::int64_t g, const NoisyRows& context, const NoisyRows& x) const {
     const AttentionConfig& c = w_.config;
     NoisyRows k{Probe::Zero(x.value.rows(), c.head_dim()), {}};
     k.variance = k.value;
@@ -117,9 +116,9 @@ class ProbedModule {
   /// RMS-normed, with gain. What rounding does to the norm itself is the mean of many roundings.
   [[nodiscard]] NoisyRows normed(NoisyRows x, const std::vector<S>& gain) const {
     for (Eigen::Index t = 0; t < x.value.rows(); ++t) {
-      const double factor = 1 / std::sqrt(x.value.row(t).squaredNorm() /
-                                              static_cast<double>(x.value.cols()) +
-                                          w_.latent->norm_epsilon);
+      const double factor =
+          1 / std::sqrt(x.value.row(t).squaredNorm() / static_cast<double>(x.value.cols()) +
+                        w_.latent->norm_epsilon);
       for (Eigen::Index i = 0; i < x.value.cols(); ++i) {
         const double g = factor * static_cast<double>(gain[static_cast<std::size_t>(i)]);
         x.value(t, i) *= g;
@@ -199,12 +198,13 @@ template <class S>
   using detail::Probe;
   const AttentionConfig& c = original.config;
   constexpr std::int64_t kRows = 32;
-  const double u = dtype == DType::kF64    ? 0x1p-53
-                   : dtype == DType::kF32  ? 0x1p-24
-                   : dtype == DType::kF16  ? 0x1p-11
-                                           : 0x1p-8;
+  const double u = dtype == DType::kF64   ? 0x1p-53
+                   : dtype == DType::kF32 ? 0x1p-24
+                   : dtype == DType::kF16 ? 0x1p-11
+                                          : 0x1p-8;
   // The products here, and those that made the decomposition, round in double.
-  const double longest = static_cast<double>(std::max({original.hidden_dim(), c.kv_dim, c.out_dim}));
+  const double longest =
+      static_cast<double>(std::max({original.hidden_dim(), c.kv_dim, c.out_dim}));
   const double noise = (u * u + longest * 0x1p-106) / 3;
 
   std::mt19937_64 random(1);
