@@ -225,16 +225,6 @@ Tensor& find(std::vector<Tensor>& tensors, const std::string& name) {
   return *found;
 }
 
-TEST_CASE("Attention modules are counted and named as in the checkpoint") {
-  const auto name_of = [](const std::string& folder, std::int64_t i) {
-    return attention_name(open_checkpoint(fixture(folder)).config, i);
-  };
-  CHECK(name_of("deepseek_v2_yarn", 2) == "layers.2.self_attn");
-  CHECK(name_of("gpt2", 1) == "h.1.attn");
-  CHECK(name_of("llama", 0) == "layers.0.self_attn");
-  CHECK(attention_count(open_checkpoint(fixture("deepseek_v2_yarn")).config) == 3);
-}
-
 TEST_CASE("The names of a model's body may lack their prefix") {
   const std::string name = GENERATE(as<std::string>{}, "deepseek_v2_q_lora", "gpt2", "llama");
   INFO(name);

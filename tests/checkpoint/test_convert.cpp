@@ -14,6 +14,7 @@
 namespace {
 
 using bda::checkpoint::find_element_type;
+using bda::checkpoint::read_block_scaled;
 using bda::checkpoint::read_integers;
 using bda::checkpoint::read_values;
 using bda::checkpoint::Tensor;
@@ -129,6 +130,78 @@ TEST_CASE("A finite value that would become infinite is refused by tensor and in
   const std::vector<float> infinite{std::numeric_limits<float>::infinity()};
   CHECK(
       std::isinf(static_cast<float>(read_values<Eigen::half>(tensor_of(infinite, "F32")).front())));
+}
+
+/// An F8_E4M3 matrix that refers to `values`.
+Tensor fp8_matrix(const std::vector<std::uint8_t>& values, std::int64_t rows, std::int64_t cols) {
+  Tensor tensor = tensor_of(values, "F8_E4M3");
+  tensor.shape = {rows, cols};
+  return tensor;
+}
+
+TEST_CASE("fp8 values are multiplied by the scale of their block, rounded once") {
+  constexpr std::int64_t rows = 5, cols = 7;  // blocks of 2 x 3: the last ones are parts
+  std::mt19937_64 random(9);
+  std::vector<std::uint8_t> stored(rows * cols);
+  for (std::uint8_t& v : stored)
+    v = static_cast<std::uint8_t>(random() % 0x7f + 0x80 * (random() % 2));
+  std::vector<float> scale(3 * 3);
+  for (float& s : scale) s = std::ldexp(static_cast<float>(random() % 0xffffff + 1), -30);
+  Tensor scales = tensor_of(scale, "F32");
+  scales.shape = {3, 3};
+  const Tensor tensor = fp8_matrix(stored, rows, cols);
+  const auto wide = read_block_scaled<double>(tensor, scales, {2, 3});
+  const auto narrow = read_block_scaled<Eigen::bfloat16>(tensor, scales, {2, 3});
+  int wrong = 0;
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t j = 0; j < cols; ++j) {
+      const auto at = static_cast<std::size_t>(i * cols + j);
+      const double expected =
+          static_cast<double>(bda::float_from_e4m3_bits(stored[at])) *
+          static_cast<double>(scale[static_cast<std::size_t>(i / 2 * 3 + j / 3)]);
+      wrong += wide[at] != expected;
+      wrong += std::bit_cast<std::uint16_t>(narrow[at]) !=
+               std::bit_cast<std::uint16_t>(nearest_of<Eigen::bfloat16>(expected));
+    }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("Scales that are missing, misshapen or no scales are refused") {
+  const std::vector<std::uint8_t> stored(12, 0x7e);
+  const auto refusal = [&](std::vector<float> scale, std::vector<std::int64_t> shape,
+                           const char* type = "F32") {
+    Tensor scales = tensor_of(scale, type);
+    scales.shape = std::move(shape);
+    return error_of([&] {
+      (void)read_block_scaled<Eigen::half>(fp8_matrix(stored, 3, 4), scales, {2, 2});
+    });
+  };
+  CHECK(refusal({1, 1, 1, 1}, {2, 2}).empty());
+  CHECK_THAT(refusal({1, 1, 1, 1}, {4}),
+             ContainsSubstring("f: w.shape: expected [2, 2] (a scale for each block), got [4]"));
+  CHECK_THAT(refusal({1, 1}, {1, 2}), ContainsSubstring("got [1, 2]"));
+  CHECK_THAT(refusal({1, 1, 1, 1}, {2, 2}, "I32"),
+             ContainsSubstring("f: w.dtype: expected F32, got I32"));
+  CHECK_THAT(refusal({1, 1, -1, 1}, {2, 2}),
+             ContainsSubstring("f: w[2]: expected a finite scale of at least 0, got -1.0"));
+  CHECK_THAT(refusal({1, std::numeric_limits<float>::infinity(), 1, 1}, {2, 2}),
+             ContainsSubstring("f: w[1]"));
+  CHECK_THAT(refusal({1, 1, 1, std::numeric_limits<float>::quiet_NaN()}, {2, 2}),
+             ContainsSubstring("f: w[3]"));
+  // 448 * 200 is past the largest half: the first value of the second column of blocks.
+  CHECK_THAT(refusal({1, 200, 1, 1}, {2, 2}),
+             ContainsSubstring("f: w[2]: expected a magnitude that fp16 can hold"));
+  Tensor flat = fp8_matrix(stored, 3, 4);
+  flat.shape = {12};
+  const std::vector<float> one{1};
+  CHECK_THAT(error_of([&] {
+               (void)read_block_scaled<float>(flat, tensor_of(one, "F32"), {2, 2});
+             }),
+             ContainsSubstring("f: w.shape: expected rows and columns, got [12]"));
+  CHECK_THAT(error_of([&] {
+               (void)read_block_scaled<float>(tensor_of(one, "F32"), tensor_of(one, "F32"), {2, 2});
+             }),
+             ContainsSubstring("f: w.dtype: expected F8_E4M3, got F32"));
 }
 
 TEST_CASE("Integers are read as integers and nothing else is") {

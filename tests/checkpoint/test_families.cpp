@@ -124,15 +124,44 @@ void check_output(const std::vector<double>& out, const RecordedModule& m,
   CHECK(largest_bound < 1e-5 * norm(m.output) / std::sqrt(static_cast<double>(out.size())));
 }
 
+/// Runs a module plain and with each side decomposed that can be; `refuses_qk` is part of the
+/// reason why the QK side cannot, null where it can.
+void check_module(const AttentionWeights<double>& weights, const RecordedModule& recorded,
+                  const char* refuses_qk) {
+  REQUIRE_NOTHROW(bda::validate(weights));
+  const bda::testing::Rows bounded = recorded.bounded(weights);
+  check_output(run(weights, recorded), recorded, bounded, 0);
+
+  const auto check_sides = [&](bool qk, bool vo) {
+    CAPTURE(qk, vo);
+    bda::PreparationOptions options;
+    options.sides = {.qk = qk, .vo = vo};
+    const auto prepared = bda::prepare<double>(weights, options);
+    CHECK(prepared.weights.k.decomposed() == qk);
+    CHECK(prepared.weights.v.decomposed() == vo);
+    check_output(run(prepared.weights, recorded), recorded, bounded,
+                 preparation_bound(weights, recorded, prepared.report));
+  };
+  check_sides(false, true);
+  if (refuses_qk == nullptr) {
+    check_sides(true, false);
+    check_sides(true, true);
+  } else {
+    CHECK_THAT(error_of([&] { (void)bda::prepare<double>(weights); }),
+               ContainsSubstring("sides.qk") && ContainsSubstring(refuses_qk));
+  }
+}
+
+constexpr const char* kRotary = "a rotary embedding turns all";
+
 struct Family {
   const char* folder;
   std::int64_t modules;
   const char* last_name;   // of the last attention module
-  const char* refuses_qk;  // part of the reason, null where the QK side is exact
+  const char* refuses_qk;  // see check_module
 };
 
 TEST_CASE("Every family's attention computes what transformers computes, plain and decomposed") {
-  constexpr const char* kRotary = "a rotary embedding turns all";
   const Family family = GENERATE(values<Family>({
       {"bert", 2, "encoder.layer.1.attention", nullptr},
       {"roberta", 2, "encoder.layer.1.attention", nullptr},
@@ -160,31 +189,116 @@ TEST_CASE("Every family's attention computes what transformers computes, plain a
   CHECK(attention_name(checkpoint.config, family.modules - 1) == family.last_name);
   for (std::int64_t i = 0; i < family.modules; ++i) {
     CAPTURE(family.folder, i);
-    const auto weights = bda::checkpoint::load_attention_layer<double>(checkpoint, i);
-    REQUIRE_NOTHROW(bda::validate(weights));
     const RecordedModule recorded(reference, std::to_string(i) + ".",
                                   attention_pattern(checkpoint.config, i));
-    const bda::testing::Rows bounded = recorded.bounded(weights);
-    check_output(run(weights, recorded), recorded, bounded, 0);
+    check_module(bda::checkpoint::load_attention_layer<double>(checkpoint, i), recorded,
+                 family.refuses_qk);
+  }
+}
 
-    const auto check_sides = [&](bool qk, bool vo) {
-      CAPTURE(qk, vo);
-      bda::PreparationOptions options;
-      options.sides = {.qk = qk, .vo = vo};
-      const auto prepared = bda::prepare<double>(weights, options);
-      CHECK(prepared.weights.k.decomposed() == qk);
-      CHECK(prepared.weights.v.decomposed() == vo);
-      check_output(run(prepared.weights, recorded), recorded, bounded,
-                   preparation_bound(weights, recorded, prepared.report));
-    };
-    check_sides(false, true);
-    if (family.refuses_qk == nullptr) {
-      check_sides(true, false);
-      check_sides(true, true);
-    } else {
-      CHECK_THAT(error_of([&] { (void)bda::prepare<double>(weights); }),
-                 ContainsSubstring("sides.qk") && ContainsSubstring(family.refuses_qk));
-    }
+TEST_CASE("The first layer's attention of whole language models computes what transformers does") {
+  const Family family = GENERATE(values<Family>({
+      {"deepseek_v2_yarn", 3, "layers.2.self_attn", nullptr},
+      {"deepseek_v2_q_lora", 2, "layers.1.self_attn", nullptr},
+      {"gpt2", 2, "h.1.attn", nullptr},
+      {"llama", 2, "layers.1.self_attn", kRotary},
+  }));
+  const auto checkpoint = bda::checkpoint::open_checkpoint(bda_test::fixture(family.folder));
+  REQUIRE(attention_count(checkpoint.config) == family.modules);
+  CHECK(attention_name(checkpoint.config, family.modules - 1) == family.last_name);
+  CAPTURE(family.folder);
+  const bda::checkpoint::SafetensorsFile reference(bda_test::fixture(family.folder) /
+                                                   "reference.safetensors");
+  const RecordedModule recorded(reference, "layer0_attention_",
+                                attention_pattern(checkpoint.config, 0));
+  check_module(bda::checkpoint::load_attention_layer<double>(checkpoint, 0), recorded,
+               family.refuses_qk);
+}
+
+TEST_CASE("fp8 weights need their scales, and only they may have some") {
+  using namespace bda::checkpoint;  // NOLINT(google-build-using-namespace)
+  const Checkpoint original = open_checkpoint(bda_test::fixture("attention") / "kimi_k2");
+  const bda_test::TemporaryFolder folder;
+  const std::string name = "model.layers.0.self_attn.kv_b_proj.weight";
+  const auto load = [&](const auto& change) {
+    std::vector<Tensor> tensors = bda_test::tensors_of(original.tensors);
+    change(tensors);
+    write_safetensors(folder.path() / TensorStore::kSingleFile, tensors);
+    const Checkpoint changed{original.config, TensorStore(folder.path())};
+    return error_of([&] { (void)load_attention_layer<float>(changed, 0); });
+  };
+  const auto find = [](std::vector<Tensor>& tensors, const std::string& wanted) -> Tensor& {
+    return *std::ranges::find(tensors, wanted, &Tensor::name);
+  };
+  CHECK(load([](auto&) {}).empty());
+  CHECK_THAT(load([&](auto& tensors) {
+               std::erase_if(tensors, [&](auto& t) { return t.name == name + "_scale_inv"; });
+             }),
+             ContainsSubstring("expected a tensor " + name + "_scale_inv"));
+  const std::vector<float> wide(132 * 24, 0.5f);
+  CHECK_THAT(load([&](auto& tensors) {
+               find(tensors, name) = make_tensor<float>(name, {132, 24}, wide);
+             }),
+             ContainsSubstring(name + ".dtype: expected F8_E4M3 (as it has scales beside it)"));
+  // Without scales a weight in such a checkpoint may be stored as any other.
+  CHECK(load([&](auto& tensors) {
+          std::erase_if(tensors, [&](auto& t) { return t.name == name + "_scale_inv"; });
+          find(tensors, name) = make_tensor<float>(name, {132, 24}, wide);
+        }).empty());
+  std::vector<std::byte> nan(132 * 24, std::byte{0});
+  nan[30] = std::byte{0xff};
+  CHECK_THAT(load([&](auto& tensors) { find(tensors, name).bytes = nan; }),
+             ContainsSubstring(name + "[30]: expected a finite value, got "));
+}
+
+TEST_CASE("A published CLIP tower alone has its tower's name before its tensors") {
+  using namespace bda::checkpoint;  // NOLINT(google-build-using-namespace)
+  const Checkpoint original = open_checkpoint(bda_test::fixture("attention") / "clip_text");
+  const bda_test::TemporaryFolder folder;
+  std::vector<Tensor> tensors = bda_test::tensors_of(original.tensors);
+  for (Tensor& t : tensors) t.name = "text_model." + t.name;
+  write_safetensors(folder.path() / TensorStore::kSingleFile, tensors);
+  const Checkpoint renamed{original.config, TensorStore(folder.path())};
+  CHECK(load_attention_layer<float>(renamed, 0).o.values ==
+        load_attention_layer<float>(original, 0).o.values);
+}
+
+TEST_CASE("Gemma 3's language model is found within a model that also sees") {
+  using namespace bda::checkpoint;  // NOLINT(google-build-using-namespace)
+  const auto plain = bda_test::fixture("attention") / "gemma3";
+  const Checkpoint original = open_checkpoint(plain);
+  const MappedFile file(plain / "config.json");
+  Json text = parse_json_object(
+      {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, "config.json");
+  const Json config{{"model_type", "gemma3"}, {"text_config", text}, {"vision_config", {{"a", 1}}}};
+  // As published, and as the module is called within transformers.
+  const std::string prefix = GENERATE("language_model.", "model.language_model.");
+  const bda_test::TemporaryFolder folder;
+  folder.write("config.json", config.dump());
+  std::vector<Tensor> tensors = bda_test::tensors_of(original.tensors);
+  for (Tensor& t : tensors)
+    t.name = prefix + (prefix == "language_model." ? t.name : t.name.substr(6));  // "model."
+  write_safetensors(folder.path() / TensorStore::kSingleFile, tensors);
+  const Checkpoint within = open_checkpoint(folder.path());
+  REQUIRE(attention_count(within.config) == 2);
+  for (std::int64_t i = 0; i < 2; ++i) {
+    CHECK(attention_name(within.config, i) == attention_name(original.config, i));
+    CHECK(load_attention_layer<float>(within, i).v.weight.values ==
+          load_attention_layer<float>(original, i).v.weight.values);
+  }
+}
+
+TEST_CASE("Gains of one plus the stored weight are rounded to the type once") {
+  const auto checkpoint =
+      bda::checkpoint::open_checkpoint(bda_test::fixture("attention") / "gemma3");
+  const auto wide = bda::checkpoint::load_attention_layer<double>(checkpoint, 1);
+  const auto narrow = bda::checkpoint::load_attention_layer<Eigen::bfloat16>(checkpoint, 1);
+  const auto stored = bda::checkpoint::read_values<double>(
+      checkpoint.tensors.at("model.layers.1.self_attn.k_norm.weight"));
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    CHECK(wide.k_head_norm[i] == 1 + stored[i]);
+    CHECK(std::abs(static_cast<double>(narrow.k_head_norm[i]) - wide.k_head_norm[i]) <=
+          0x1p-8 * wide.k_head_norm[i]);
   }
 }
 

@@ -18,12 +18,12 @@ Json config_of(const std::filesystem::path& path) {
 }
 
 ConversionPlan plan_of(const std::string& published) {
-  return plan_conversion(config_of(fixture("published") / (published + ".json")), published);
+  return plan_conversion(config_of(fixture("configs") / (published + ".json")), published);
 }
 
 TEST_CASE(
     "A plan of latent attention: kv_b_proj shrinks by r/d, and the whole by what that is of it") {
-  const ConversionPlan plan = plan_of("DeepSeek-V2-Lite");
+  const ConversionPlan plan = plan_of("deepseek_v2_lite");
   CHECK(plan.model_type == "deepseek_v2");
   CHECK(plan.dtype == bda::DType::kBF16);
   CHECK(plan.modules == 27);
@@ -40,7 +40,7 @@ TEST_CASE(
 }
 
 TEST_CASE("A plan counts q_lora, and says that fp8 files are smaller than what it speaks of") {
-  const ConversionPlan plan = plan_of("DeepSeek-V3");
+  const ConversionPlan plan = plan_of("deepseek_v3");
   CHECK(plan.quantized);
   CHECK(plan.modules == 61);
   constexpr std::int64_t kv = 512 * 128 * (128 + 128);
@@ -57,14 +57,14 @@ TEST_CASE("A plan of plain attention: both sides, or the values alone under rota
   CHECK(gpt2.kv.before - gpt2.kv.after == 12 * 2 * 12 * 64 * 64);
   CHECK(gpt2.attention.before == 12 * 4 * 768 * 768);
 
-  const ConversionPlan llama = plan_of("Meta-Llama-3-8B");
+  const ConversionPlan llama = plan_of("llama3_8b");
   CHECK(llama.qk_modules == 0);
   CHECK(llama.vo_modules == 32);
   CHECK_THAT(llama.why_not_qk, ContainsSubstring("rotary embedding turns all 128 channels"));
   CHECK(llama.kv.before == 32 * 2 * 4096 * 1024);
   CHECK(llama.kv.before - llama.kv.after == 32 * 8 * 128 * 128);
 
-  const ConversionPlan whisper = plan_of("whisper-large-v3");
+  const ConversionPlan whisper = plan_of("whisper_large_v3");
   CHECK(whisper.modules == 96);  // encoder, decoder, and decoder on encoder
   CHECK(whisper.qk_modules == 96);
   CHECK(whisper.kv.change() == -64.0 / 1280);
@@ -78,7 +78,7 @@ TEST_CASE("Norms of queries and keys leave the values' side, as in conversion") 
 }
 
 TEST_CASE("A plan of what is not known, or of too much, is refused") {
-  Json config = config_of(fixture("published") / "gpt2.json");
+  Json config = config_of(fixture("configs") / "gpt2.json");
   config["model_type"] = "mamba";
   CHECK_THAT(error_of([&] { (void)plan_conversion(config, "c"); }),
              ContainsSubstring("c: model_type") && ContainsSubstring("whisper"));

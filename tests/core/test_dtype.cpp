@@ -40,6 +40,22 @@ TEST_CASE("Every bf16 pattern converts as Eigen::bfloat16 does") {
   CHECK(nans == 2 * 127);
 }
 
+TEST_CASE("Every e4m3 pattern is its sign, exponent and mantissa") {
+  int differing = 0;
+  for (std::uint32_t i = 0; i < 0x100; ++i) {
+    const int exponent = static_cast<int>(i >> 3 & 15), mantissa = static_cast<int>(i & 7);
+    // Bias 7; without a leading one below the smallest normal; NaN in the place of the largest.
+    double expected =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    if (exponent == 15 && mantissa == 7) expected = std::nan("");
+    if ((i & 0x80) != 0) expected = -expected;
+    differing += !same(bda::float_from_e4m3_bits(static_cast<std::uint8_t>(i)),
+                       static_cast<float>(expected));
+  }
+  CHECK(differing == 0);
+  STATIC_CHECK(bda::float_from_e4m3_bits(0x7e) == 448.0f);  // the largest
+}
+
 TEST_CASE("The 16-bit conversions are right at compile time at the landmarks") {
   STATIC_CHECK(bda::float_from_fp16_bits(0x3c00) == 1.0f);
   STATIC_CHECK(bda::float_from_fp16_bits(0x7bff) == 65504.0f);

@@ -131,17 +131,17 @@ TEST_CASE("A converted folder alone has no original, and is not decomposed again
 
 TEST_CASE("The README's matrix is what --plan prints") {
   std::string files;
-  for (const char* name : {"DeepSeek-V2-Lite", "DeepSeek-V3", "whisper-large-v3",
-                           "bert-base-uncased", "gpt2", "Meta-Llama-3-8B"})
-    files += " " + quoted(bda_test::fixture("published") / (std::string(name) + ".json"));
+  for (const char* name : {"deepseek_v2_lite", "deepseek_v3", "whisper_large_v3", "bert_base",
+                           "gpt2", "llama3_8b"})
+    files += " " + quoted(bda_test::fixture("configs") / (std::string(name) + ".json"));
   const Outcome outcome = convert("--plan" + files);
   INFO(outcome.err);
   CHECK(outcome.status == 0);
   const std::string readme =
       read(fs::path(BDA_TEST_DATA_DIR).parent_path().parent_path() / "README.md");
   CHECK(contains(readme, outcome.out));
-  CHECK(contains(outcome.out, "| DeepSeek-V2-Lite | 27 | exact | exact |"));
-  CHECK(contains(outcome.out, "| Meta-Llama-3-8B | 32 | not exact | exact |"));
+  CHECK(contains(outcome.out, "| deepseek_v2_lite | 27 | exact | exact |"));
+  CHECK(contains(outcome.out, "| llama3_8b | 32 | not exact | exact |"));
 }
 
 }  // namespace
