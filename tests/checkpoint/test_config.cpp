@@ -157,6 +157,8 @@ TEST_CASE("What is not implemented is refused by field and value") {
       {kLlama2, R"({"hidden_size": 18446744073709551615})", "hidden_size", "18446744073709551615"},
       {kLlama2, R"({"hidden_size": 4097})", "hidden_size", "4097"},
       {kLlama2, R"({"head_dim": 127})", "rotary embedding", "127"},
+      {kLlama2, R"({"head_dim": 2147483646})", "rotary embedding", "2147483646"},
+      {kDeepseekV2Lite, R"({"num_hidden_layers": 2147483647})", "num_hidden_layers", "2147483647"},
       {kLlama2, R"({"num_key_value_heads": 5})", "num_key_value_heads", "5"},
       {kLlama2, R"({"rms_norm_eps": 0})", "rms_norm_eps", "0"},
       {kLlama2, R"({"rms_norm_eps": "1e-5"})", "rms_norm_eps", "\"1e-5\""},

@@ -70,20 +70,23 @@ bda::AttentionWeights<T> in_memory(const Checkpoint& original, std::int64_t i,
 template <class T>
 void check_converted(const fs::path& input, const fs::path& output,
                      const ConversionOptions& options) {
-  const Checkpoint original = open_checkpoint(input), converted = open_checkpoint(output);
-  std::set<std::string> replaced;
+  const Checkpoint original = open_checkpoint(input, options.map);
+  const Checkpoint converted = open_checkpoint(output);
+  std::set<std::string> of_attention;
   for (std::int64_t i = 0; i < attention_count(original.config); ++i) {
     INFO("module " << i);
     CHECK(same_bits(load_attention_layer<T>(converted, i), in_memory<T>(original, i, options)));
     for (const auto& [name, tensor] : original.tensors.tensors())
       if (name.find(attention_name(original.config, i) + ".") != std::string::npos)
-        replaced.insert(name);
+        of_attention.insert(name);
   }
-  // The rest of the tensors, byte for byte, and the attention's own are gone.
+  // The rest of the tensors, byte for byte; what stands beside the weights in a module (a norm of
+  // its output, a mask) too, but not the weights.
+  std::size_t replaced = 0;
   for (const auto& [name, tensor] : original.tensors.tensors()) {
     const Tensor* copy = converted.tensors.find(name);
-    if (replaced.contains(name)) {
-      CHECK(copy == nullptr);
+    if (of_attention.contains(name) && copy == nullptr) {
+      ++replaced;
       continue;
     }
     REQUIRE(copy != nullptr);
@@ -91,8 +94,63 @@ void check_converted(const fs::path& input, const fs::path& output,
     CHECK(copy->shape == tensor->shape);
     CHECK(std::ranges::equal(copy->bytes, tensor->bytes));
   }
+  CHECK(replaced >= 4 * static_cast<std::size_t>(attention_count(original.config)) / 2);
   for (const auto& [name, tensor] : converted.tensors.tensors())
     CHECK((original.tensors.find(name) != nullptr || name.find(kBdInfix) != std::string::npos));
+}
+
+void check_converted(const fs::path& input, const fs::path& output, const ConversionReport& report,
+                     const ConversionOptions& options) {
+  const auto dtype = *report.attention.front().dtype;
+  CHECK(dtype != bda::DType::kF64);
+  if (dtype == bda::DType::kF32) check_converted<float>(input, output, options);
+  if (dtype == bda::DType::kF16) check_converted<Eigen::half>(input, output, options);
+  if (dtype == bda::DType::kBF16) check_converted<Eigen::bfloat16>(input, output, options);
+  std::int64_t bytes = 0;
+  const TensorStore original(input);
+  for (const auto& [name, tensor] : original.tensors())
+    bytes += static_cast<std::int64_t>(tensor->bytes.size());
+  CHECK(report.bytes_before() + report.bytes_copied == bytes);
+}
+
+TEST_CASE("Every family's attention converts, verified, with each module's exact sides") {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(fixture("attention")))
+    names.push_back(entry.path().filename());
+  REQUIRE(names.size() >= 18);
+  for (const std::string& name : names) {
+    INFO(name);
+    const TemporaryFolder folder;
+    const fs::path input = fixture("attention") / name;
+    ConversionOptions options;
+    options.verify = true;
+    const ConversionReport report = convert_checkpoint(input, folder.path() / "out", options);
+    check_converted(input, folder.path() / "out", report, options);
+    for (const AttentionConversion& module : report.attention) {
+      CHECK(module.preparation.qk.has_value() == module.why_not_qk.empty());
+      CHECK(module.preparation.vo.has_value() == module.why_not_vo.empty());
+      CHECK(module.preparation.vo.has_value());
+    }
+  }
+}
+
+TEST_CASE("A described model converts, and its description goes with it") {
+  const TemporaryFolder folder;
+  ConversionOptions options;
+  options.map = folder.write("map.json", R"({"attention": [{
+      "name": "transformer.h.{}.attn", "layers": 2, "heads": 3, "head_dim": 12, "query_dim": 36,
+      "scale": 0.28867513459481287, "qkv": "c_attn", "qkv_order": "projections", "o": "c_proj",
+      "stored": "in_out", "biases": ["q", "k", "v", "o"]}]})");
+  options.verify = true;
+  const ConversionReport report =
+      convert_checkpoint(fixture("gpt2"), folder.path() / "mapped", options);
+  check_converted(fixture("gpt2"), folder.path() / "mapped", report, options);
+  // The same weights as by the known family.
+  convert_checkpoint(fixture("gpt2"), folder.path() / "known");
+  CHECK(same_bits(load_attention_layer<float>(open_checkpoint(folder.path() / "mapped"), 1),
+                  load_attention_layer<float>(open_checkpoint(folder.path() / "known"), 1)));
+  CHECK_THAT(error_of([&] { (void)open_checkpoint(folder.path() / "mapped", options.map); }),
+             ContainsSubstring("no such section beside a map"));
 }
 
 TEST_CASE("A converted checkpoint reads as what conversion in memory gives, all else unchanged") {
@@ -108,10 +166,7 @@ TEST_CASE("A converted checkpoint reads as what conversion in memory gives, all 
   options.threads = 2;
   const ConversionReport report = convert_checkpoint(fixture(name), output, options);
 
-  const auto dtype = *report.attention.front().dtype;
-  if (dtype == bda::DType::kF32) check_converted<float>(fixture(name), output, options);
-  if (dtype == bda::DType::kF16) check_converted<Eigen::half>(fixture(name), output, options);
-  if (dtype == bda::DType::kBF16) check_converted<Eigen::bfloat16>(fixture(name), output, options);
+  check_converted(fixture(name), output, report, options);
   // The whole model loads, in any type.
   CHECK_NOTHROW(load_transformer<double>(output));
 

@@ -85,6 +85,14 @@ TEST_CASE("The families' configs are read as published") {
   CHECK(pattern.cross == p.cross);
 }
 
+TEST_CASE("There is no attention module before the first and behind the last") {
+  const ModelConfig config = parse("whisper_tiny");
+  const std::string message = "attention: expected a value from 0 to 11, got ";
+  CHECK_THAT(error_of([&] { (void)attention_config(config, 12); }), ContainsSubstring(message));
+  CHECK_THAT(error_of([&] { (void)attention_name(config, -1); }), ContainsSubstring(message));
+  CHECK_THAT(error_of([&] { (void)attention_pattern(config, 12); }), ContainsSubstring(message));
+}
+
 TEST_CASE("What differs between the layers and towers of published models") {
   const auto v3 = std::get<DeepseekV3Config>(parse("deepseek_v3"));
   REQUIRE(v3.fp8);
@@ -172,6 +180,7 @@ TEST_CASE("What bears on attention and is not implemented is refused by field an
       {"mistral_7b", R"({"num_key_value_heads": 5})", "num_key_value_heads", "5"},
       {"mistral_7b", R"({"attention_bias": true})", "attention_bias", "true"},
       {"mistral_7b", R"({"head_dim": 127})", "rotary embedding", "127"},
+      {"mistral_7b", R"({"num_hidden_layers": 2000000000})", "num_hidden_layers", "2000000000"},
       {"mistral_7b", R"({"sliding_window": 0})", "sliding_window", "0"},
       {"qwen2_7b", R"({"use_mrope": true})", "use_mrope", "true"},
       {"qwen2_7b", R"({"layer_types": ["full_attention"]})", "layer_types", "[\"full_attention\"]"},

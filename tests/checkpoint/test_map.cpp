@@ -176,7 +176,7 @@ TEST_CASE("What a description names must be in the checkpoint, in the shape it s
   Json map = Json::parse(kGpt2.map);
   const auto load = [&] {
     const Checkpoint checkpoint{parse_map(map, "map"), TensorStore(fixture("gpt2"))};
-    return error_of([&] { (void)load_attention_layer<float>(checkpoint, 1); });
+    return error_of([&] { (void)load_attention_layer<double>(checkpoint, 1); });
   };
   map["attention"][0]["o"] = "proj";
   CHECK_THAT(load(), ContainsSubstring("expected a tensor transformer.h.1.attn.proj.weight"));
@@ -188,7 +188,7 @@ TEST_CASE("What a description names must be in the checkpoint, in the shape it s
 TEST_CASE("A checkpoint that is described has no language model that the library runs") {
   const Checkpoint checkpoint{parse_map(Json::parse(kGpt2.map), "map"),
                               TensorStore(fixture("gpt2"))};
-  CHECK_THAT(error_of([&] { (void)load_transformer<float>(checkpoint); }),
+  CHECK_THAT(error_of([&] { (void)load_transformer<double>(checkpoint); }),
              ContainsSubstring("a language model that the library runs"));
 }
 

@@ -85,7 +85,7 @@ TEST_CASE("A plan of what is not known, or of too much, is refused") {
   config["model_type"] = "gpt2";
   config["n_layer"] = 2147483647;
   CHECK_THAT(error_of([&] { (void)plan_conversion(config, "c"); }),
-             ContainsSubstring("c: n_layer: expected an integer from 1 to 65536"));
+             ContainsSubstring("c: number of attention modules: expected a value from 1 to 65536"));
   config["n_layer"] = 12;
   config["torch_dtype"] = "int4";
   CHECK_THAT(error_of([&] { (void)plan_conversion(config, "c"); }),

@@ -37,20 +37,24 @@ class ConfigFields {
   [[nodiscard]] bool is_given(std::string_view key) const { return object_.contains(key); }
 
   /// An extent or a count from 1 to 2^31 - 1, so that the product of two of them cannot overflow.
-  /// Of layers ("num_hidden_layers", "n_layer") there are fewer: readers keep an entry for each,
-  /// and must not take memory on a config's word alone.
   std::optional<std::int64_t> find_extent(std::string_view key) {
     const Json* value = find(key);
     if (value == nullptr) return std::nullopt;
-    const bool layers = key.ends_with("layer") || key.ends_with("layers");
-    const std::int64_t largest = layers ? kMostLayers : kLargestExtent;
-    if (!value->is_number_integer() || *value < 1 || *value > largest)
-      refuse(key, "an integer from 1 to " + std::to_string(largest));
+    if (!value->is_number_integer() || *value < 1 || *value > kLargestExtent)
+      refuse(key, "an integer from 1 to " + std::to_string(kLargestExtent));
     return value->get<std::int64_t>();
   }
   std::int64_t extent(std::string_view key) {
     if (const auto value = find_extent(key)) return *value;
     refuse(key, "an integer, which this model type needs");
+  }
+
+  /// A number of layers: few enough that a list of them takes no memory to speak of, whatever a
+  /// file claims.
+  std::int64_t layers(std::string_view key) {
+    const std::int64_t count = extent(key);
+    if (count > kMostLayers) refuse(key, "at most " + std::to_string(kMostLayers) + " layers");
+    return count;
   }
 
   std::optional<double> find_number(std::string_view key) {

@@ -29,7 +29,7 @@ inline LatentAttentionConfig read_latent_attention(ConfigFields& fields,
   require_single_stack(fields);
   LatentAttentionConfig c{};
   c.hidden_size = fields.extent("hidden_size");
-  c.num_hidden_layers = fields.extent("num_hidden_layers");
+  c.num_hidden_layers = fields.layers("num_hidden_layers");
   c.num_attention_heads = fields.extent("num_attention_heads");
   c.kv_lora_rank = fields.extent("kv_lora_rank");
   c.q_lora_rank = fields.find_extent("q_lora_rank");

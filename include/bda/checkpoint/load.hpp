@@ -29,19 +29,30 @@ struct Checkpoint {
   return std::visit([](const auto& c) { return attention_count(c); }, config);
 }
 
+namespace detail {
+
+inline void check_attention(const ModelConfig& config, std::int64_t i) {
+  check::in_range("attention", i, 0, attention_count(config) - 1);
+}
+
+}  // namespace detail
+
 /// The name of the `i`-th attention module, without the prefix that a body's tensors may have:
 /// "layers.3.self_attn".
 [[nodiscard]] inline std::string attention_name(const ModelConfig& config, std::int64_t i) {
+  detail::check_attention(config, i);
   return std::visit([&](const auto& c) { return attention_name(c, i); }, config);
 }
 
 /// The shape and score function of the `i`-th attention module.
 [[nodiscard]] inline AttentionConfig attention_config(const ModelConfig& config, std::int64_t i) {
+  detail::check_attention(config, i);
   return std::visit([&](const auto& c) { return attention_config(c, i); }, config);
 }
 
 /// What the model masks and adds in the `i`-th attention module.
 [[nodiscard]] inline AttentionPattern attention_pattern(const ModelConfig& config, std::int64_t i) {
+  detail::check_attention(config, i);
   return std::visit([&](const auto& c) { return attention_pattern(c, i); }, config);
 }
 
@@ -102,7 +113,7 @@ inline Checkpoint open_converted(const std::filesystem::path& folder, Json confi
 template <Storage T>
 [[nodiscard]] AttentionWeights<T> load_attention_layer(const Checkpoint& checkpoint,
                                                        std::int64_t i) {
-  check::in_range("attention", i, 0, attention_count(checkpoint.config) - 1);
+  detail::check_attention(checkpoint.config, i);
   return std::visit(
       [&](const auto& config) {
         WeightReader<T> weights = weight_reader<T>(config, checkpoint.tensors);

@@ -71,7 +71,8 @@ inline RopeParameters read_llama3(ConfigFields& fields, double theta, std::int64
 [[nodiscard]] inline RopeParameters read_rope_rule(ConfigFields& fields, double theta,
                                                    RopeStyle style, std::int64_t rope_dim,
                                                    std::initializer_list<std::string_view> types) {
-  constexpr std::int64_t kWidest = 65536;  // a frequency is kept for every other channel
+  // The limit keeps the list of frequencies small, whatever a file claims.
+  constexpr std::int64_t kWidest = 65536;
   if (rope_dim % 2 != 0 || rope_dim < 2 || rope_dim > kWidest)
     throw Error(fields.label() + ": width of the rotary embedding",
                 "an even number from 2 to " + std::to_string(kWidest), std::to_string(rope_dim));

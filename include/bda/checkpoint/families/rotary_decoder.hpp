@@ -79,7 +79,7 @@ inline RotaryDecoderConfig read_rotary_shape(ConfigFields& fields, std::int64_t 
   };
   RotaryDecoderConfig c{};
   c.hidden_size = fields.extent("hidden_size");
-  c.num_hidden_layers = fields.extent("num_hidden_layers");
+  c.num_hidden_layers = fields.layers("num_hidden_layers");
   c.num_attention_heads = extent("num_attention_heads", default_heads);
   c.num_key_value_heads =
       fields.find_extent("num_key_value_heads")
