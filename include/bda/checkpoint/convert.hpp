@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -133,15 +135,20 @@ template <Storage T>
     if (!(scale[i] >= 0) || std::isinf(scale[i]))
       throw Error(scales.label() + "[" + std::to_string(i) + "]", "a finite scale of at least 0",
                   quote(Json(scale[i])));
+  std::array<double, 256> value_of;
+  for (std::size_t bits = 0; bits < value_of.size(); ++bits)
+    value_of[bits] = static_cast<double>(float_from_e4m3_bits(static_cast<std::uint8_t>(bits)));
   std::vector<T> values(static_cast<std::size_t>(tensor.size()));
   for (std::int64_t i = 0; i < rows; ++i)
-    for (std::int64_t j = 0; j < cols; ++j) {
-      const std::int64_t at = i * cols + j;
-      const auto stored = static_cast<std::uint8_t>(tensor.bytes[static_cast<std::size_t>(at)]);
-      const auto block = static_cast<std::size_t>(i / blocks.rows * col_blocks + j / blocks.cols);
-      // Exact in double: 4 bits times 24.
-      values[static_cast<std::size_t>(at)] = detail::narrow_at<T>(
-          tensor, at, static_cast<double>(float_from_e4m3_bits(stored)) * scale[block]);
+    for (std::int64_t block = 0; block < col_blocks; ++block) {
+      const double factor = scale[static_cast<std::size_t>(i / blocks.rows * col_blocks + block)];
+      const std::int64_t end = i * cols + std::min(cols, (block + 1) * blocks.cols);
+      for (std::int64_t at = i * cols + block * blocks.cols; at < end; ++at) {
+        const auto stored = static_cast<std::size_t>(tensor.bytes[static_cast<std::size_t>(at)]);
+        // Exact in double: 4 bits times 24.
+        values[static_cast<std::size_t>(at)] =
+            detail::narrow_at<T>(tensor, at, value_of[stored] * factor);
+      }
     }
   return values;
 }

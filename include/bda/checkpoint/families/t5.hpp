@@ -32,8 +32,9 @@ inline T5Config read_t5(ConfigFields& fields) {
   c.num_heads = fields.extent("num_heads");
   c.num_layers = fields.extent("num_layers");
   const Json* architectures = fields.find("architectures");
-  const bool encoder_alone = !fields.flag("is_encoder_decoder", true) ||
-                             (architectures != nullptr && *architectures == Json{"T5EncoderModel"});
+  const bool encoder_alone =
+      !fields.flag("is_encoder_decoder", true) ||
+      (architectures != nullptr && *architectures == Json::array({"T5EncoderModel"}));
   const std::int64_t decoder = fields.find_extent("num_decoder_layers").value_or(c.num_layers);
   c.num_decoder_layers = encoder_alone ? 0 : decoder;
   return c;
