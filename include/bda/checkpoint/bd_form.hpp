@@ -20,6 +20,7 @@
 ///       "attention": [
 ///         {
 ///           "name": "layers.0.self_attn",   // the module, as the model's family names it
+///           "prefix": "model.",             // what stands before it and its kin in this file
 ///           "dtype": "bf16",                // of its tensors
 ///           "basis": "joint_pivot",         // the strategy that chose the channels
 ///           "qk": {"of": 512, "first": 0, "count": 128},    // S of the keys: a slice, or
@@ -44,7 +45,7 @@ namespace bda::inline v0::checkpoint {
 
 /// How one attention module is stored in BD form.
 struct BdAttention {
-  std::string name;
+  std::string name, prefix;
   DType dtype = DType::kF32;
   std::string basis;
   std::optional<IndexSet> qk, vo;  // S, of the module's kv_dim channels
@@ -130,6 +131,7 @@ auto read_named(ConfigFields& fields, const char* key, const Parse& parse) {
 inline BdAttention read_bd_attention(ConfigFields& fields) {
   BdAttention a;
   a.name = fields.find_text("name").value_or("");
+  a.prefix = fields.find_text("prefix").value_or("");
   a.dtype = read_named(fields, "dtype", [](std::string_view text) { return parse_dtype(text); });
   a.basis = fields.find_text("basis").value_or("");
   a.qk = read_basis(fields, "qk");
@@ -162,6 +164,7 @@ inline BdAttention read_bd_attention(ConfigFields& fields) {
       continue;
     }
     modules.push_back({{"name", a->name},
+                       {"prefix", a->prefix},
                        {"dtype", name_of(a->dtype)},
                        {"basis", a->basis},
                        {"qk", detail::json_of(a->qk)},

@@ -87,8 +87,13 @@ class WeightReader {
     return store_.at(prefix_ + name);
   }
 
-  /// Says which attention modules are stored in BD form; `form` must outlive the reader.
-  void set_bd_form(const BdForm& form) { bd_form_ = &form; }
+  /// Says which attention modules are stored in BD form, and with what prefix: the tensor it is
+  /// told by may be one that conversion replaced. `form` must outlive the reader.
+  void set_bd_form(const BdForm& form) {
+    bd_form_ = &form;
+    for (const std::optional<BdAttention>& entry : form)
+      if (entry) prefix_ = entry->prefix;
+  }
   /// How the `i`-th attention module is stored in BD form; null where it is stored plainly.
   [[nodiscard]] const BdAttention* bd_attention(std::int64_t i) const {
     if (bd_form_ == nullptr || i >= static_cast<std::int64_t>(bd_form_->size())) return nullptr;
