@@ -16,6 +16,7 @@ using Catch::Matchers::ContainsSubstring;
 BdAttention module_with_everything() {
   BdAttention a;
   a.name = "layers.0.self_attn";
+  a.prefix = "model.";
   a.dtype = bda::DType::kBF16;
   a.basis = "joint_pivot";
   a.qk = IndexSet::slice(24, 4, 8);
@@ -40,6 +41,7 @@ TEST_CASE("What the section says of a module reads back as it was") {
   for (const std::size_t i : {0, 2}) {
     REQUIRE(read[i]);
     CHECK(read[i]->name == form[i]->name);
+    CHECK(read[i]->prefix == form[i]->prefix);
     CHECK(read[i]->dtype == form[i]->dtype);
     CHECK(read[i]->basis == form[i]->basis);
     CHECK(read[i]->qk == form[i]->qk);

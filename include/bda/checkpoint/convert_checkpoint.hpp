@@ -176,6 +176,7 @@ class Conversion {
     }
     form_.back() =
         bd_attention(prepared.weights, done.name, prepared.report.basis, prepared.report.latent);
+    form_.back()->prefix = reader.prefix();
     done.dtype = StorageTraits<T>::dtype;
     done.preparation = std::move(prepared.report);
   }
