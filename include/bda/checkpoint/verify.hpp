@@ -67,7 +67,7 @@ class ProbedModule {
     const std::int64_t width = w_.config.head_dim();
     NoisyRows q = apply(columns(w_.q, h, width), columns(original_.q, h, width), source);
     add_bias(q, w_.q_bias, h * width);
-    scale(q, w_.q_head_norm);
+    scale(q, w_.q_head_norm, original_.q_head_norm);
     return q;
   }
   /// The key of K/V head g: from the context, and, of its rotary part, from the hidden rows `x`.
@@ -83,7 +83,7 @@ class ProbedModule {
     if (c.rope_dim > 0)
       place(c.qk_dim, projected(w_.k_rope, original_.k_rope, c.shared_rope_key ? 0 : g, c.rope_dim,
                                 w_.latent ? x : context));
-    scale(k, w_.k_head_norm);
+    scale(k, w_.k_head_norm, original_.k_head_norm);
     return k;
   }
   [[nodiscard]] NoisyRows value(std::int64_t g, const NoisyRows& context) const {
@@ -160,11 +160,15 @@ class ProbedModule {
       x.variance.col(i).array() += noise_ * b * b;
     }
   }
-  static void scale(NoisyRows& x, const std::vector<S>& gain) {
+  /// By a head norm's gain; the norm's own division is the same for original and stored.
+  void scale(NoisyRows& x, const std::vector<S>& gain, const std::vector<S>& original) const {
+    const double noise = gain == original ? 0 : noise_;
     for (std::size_t i = 0; i < gain.size(); ++i) {
-      x.value.col(static_cast<Eigen::Index>(i)) *= static_cast<double>(gain[i]);
-      x.variance.col(static_cast<Eigen::Index>(i)) *=
-          static_cast<double>(gain[i]) * static_cast<double>(gain[i]);
+      const auto g = static_cast<double>(gain[i]);
+      auto value = x.value.col(static_cast<Eigen::Index>(i));
+      auto variance = x.variance.col(static_cast<Eigen::Index>(i));
+      value *= g;
+      variance = variance * (g * g) + noise * value.cwiseAbs2();
     }
   }
 
