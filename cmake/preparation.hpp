@@ -4,8 +4,8 @@
 
 #include "bda/preparation/prepare.hpp"
 
-// Says that `prepare` is instantiated elsewhere (preparation.cpp.in), for the storage types: compiled
-// once for all executables of this project it saves minutes.
+// Says that `prepare` is instantiated elsewhere (preparation.cpp.in), for the storage types:
+// compiled once for all executables of this project it saves minutes.
 namespace bda_project {
 
 /// What a layer that is stored in T is prepared from: float holds all shorter values exactly.

@@ -131,8 +131,8 @@ TEST_CASE("A converted folder alone has no original, and is not decomposed again
 
 TEST_CASE("The README's matrix is what --plan prints") {
   std::string files;
-  for (const char* name : {"deepseek_v2_lite", "deepseek_v3", "whisper_large_v3", "bert_base",
-                           "gpt2", "llama3_8b"})
+  for (const char* name :
+       {"deepseek_v2_lite", "deepseek_v3", "whisper_large_v3", "bert_base", "gpt2", "llama3_8b"})
     files += " " + quoted(bda_test::fixture("configs") / (std::string(name) + ".json"));
   const Outcome outcome = convert("--plan" + files);
   INFO(outcome.err);
