@@ -20,7 +20,7 @@ inline constexpr std::string_view kUsage =
 
 Measures a language model before and after Basis Decomposition of its attention.
 MODEL_DIR holds config.json and model.safetensors (or shards with their index) of a
-deepseek_v2, gpt2 or llama checkpoint. EVAL.safetensors holds `tokens` (I32 or I64,
+deepseek_v2, gpt2 or llama checkpoint, as published or as bda_convert made it. EVAL.safetensors holds `tokens` (I32 or I64,
 [windows, tokens]) and may hold `nll` ([windows, tokens - 1]), to check the original against.
 
   --basis NAME        first_r, last_r, residual_min, best_slice, joint_pivot or latent_rotation
@@ -29,6 +29,7 @@ deepseek_v2, gpt2 or llama checkpoint. EVAL.safetensors holds `tokens` (I32 or I
   --dtype TYPE        fp64, fp32, fp16 or bf16: how all weights are stored, original and
                       decomposed alike (default: as in the checkpoint)
   --rounding MODE     aware or plain: how the decomposition is rounded to 16 bits (default: aware)
+  --original DIR      with a converted MODEL_DIR: the checkpoint it was made from, to compare with
   --windows N         the first N windows only
   --device NAME       cpu or cuda: where the model runs; cuda takes fp16 and bf16, and models
                       without experts (default: cpu)
@@ -47,6 +48,7 @@ enum class Device { kCpu, kCuda };
 /// What the command line asks for.
 struct Arguments {
   std::filesystem::path model, evaluation;
+  std::optional<std::filesystem::path> original;  // of a converted model
   std::optional<bda::BasisStrategy> basis;
   std::optional<bda::Sides> sides;
   std::optional<bda::DType> dtype;
@@ -127,6 +129,8 @@ inline Arguments parse_arguments(std::span<const char* const> given) {
       args.threads = static_cast<int>(parse_count(option, value(), 4096));
     else if (option == "--device")
       args.device = parse_device(value());
+    else if (option == "--original")
+      args.original = value();
     else if (option == "--json")
       args.json = value();
     else if (option == "--force-inexact")

@@ -4,19 +4,23 @@
 #include <cmath>
 #include <cstdint>
 #include <numeric>
+#include <optional>
+#include <set>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "bda/core/parallel.hpp"
-#include "bda/preparation/prepare.hpp"
 #include "compare_models.hpp"
 #include "cuda_model.hpp"
 #include "evaluation_set.hpp"
 #include "language_model.hpp"
+#include "loading.hpp"
 #include "model_size.hpp"
+#include "preparation.hpp"
 #include "progress_bar.hpp"
 
 namespace perplexity {
@@ -134,7 +138,9 @@ std::vector<bda::PreparedLayer<T>> decompose(const checkpoint::TransformerWeight
   ProgressBar progress("decomposing layers", static_cast<std::int64_t>(weights.layers.size()));
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     try {
-      prepared.push_back(bda::prepare<T>(weights.layers[i].attention, options));
+      using Source = bda_project::Source<T>;  // holds every T exactly
+      prepared.push_back(
+          bda::prepare<T>(bda::convert<Source>(weights.layers[i].attention), options));
     } catch (const bda::Error& error) {
       throw bda::Error("layer " + std::to_string(i) + ", " + error.name(), error.expected(),
                        error.given());
@@ -144,8 +150,96 @@ std::vector<bda::PreparedLayer<T>> decompose(const checkpoint::TransformerWeight
   return prepared;
 }
 
+/// What both kinds of run have in common: the model in T and what it is measured on.
+template <class T>
+Comparison describe(const Arguments& args, const checkpoint::TransformerWeights<T>& weights,
+                    const EvaluationSet& set) {
+  Comparison result;
+  result.model = std::filesystem::canonical(args.model).filename();
+  result.evaluation = args.evaluation.filename();
+  result.model_type = weights.model_type;
+  result.dtype = bda::StorageTraits<T>::dtype;
+  result.rounding = name_of(args.rounding);
+  result.device = name_of(args.device);
+  result.windows = set.tokens.rows;
+  result.tokens_per_window = set.tokens.cols;
+  return result;
+}
+
+template <class T>
+void measure_original(const Arguments& args, const checkpoint::TransformerWeights<T>& weights,
+                      const EvaluationSet& set, Comparison& result) {
+  const Stopwatch time;
+  const std::vector<double> losses =
+      token_losses(args, weights, original_attention(weights), set.tokens, "original  ");
+  result.seconds_original = time.seconds();
+  result.perplexity_original = perplexity_of(losses);
+  if (set.reference_losses.empty()) return;
+  result.perplexity_reference = perplexity_of(set.reference_losses.values);
+  result.max_token_loss_error = max_difference(losses, set.reference_losses.values);
+}
+
+template <class T>
+void measure_decomposed(const Arguments& args, const checkpoint::TransformerWeights<T>& weights,
+                        std::vector<bda::AttentionWeights<T>> attention, const EvaluationSet& set,
+                        Comparison& result) {
+  const Stopwatch time;
+  result.perplexity_bd =
+      perplexity_of(token_losses(args, weights, std::move(attention), set.tokens, "decomposed"));
+  result.seconds_bd = time.seconds();
+}
+
+template <class T>
+std::int64_t attention_bytes(const checkpoint::TransformerWeights<T>& weights) {
+  std::int64_t total = 0;
+  for (const auto& layer : weights.layers) total += layer.attention.bytes();
+  return total;
+}
+
+/// A checkpoint that is decomposed already, as it is, and the one it was made from where the
+/// command line names it.
+template <class T>
+Comparison compare_converted(const Arguments& args, const checkpoint::Checkpoint& converted) {
+  if (args.basis || args.sides || args.force_inexact)
+    throw bda::Error(args.model.string(),
+                     "a checkpoint that is not converted, with --basis, --sides or --force-inexact",
+                     "a converted one");
+  const auto weights = checkpoint::load_transformer<T>(converted);
+  const EvaluationSet set = read_evaluation_set(args.evaluation, args.windows, weights.vocab_size(),
+                                                weights.max_positions);
+  Comparison result = describe(args, weights, set);
+  result.rounding = "converted";
+  bda::Sides sides{.qk = false, .vo = false};
+  std::set<std::string> bases;
+  for (const std::optional<checkpoint::BdAttention>& module : converted.bd) {
+    if (!module) continue;
+    bases.insert(module->basis);
+    sides.qk |= module->qk.has_value();
+    sides.vo |= module->vo.has_value();
+  }
+  for (const std::string& basis : bases) result.basis += (result.basis.empty() ? "" : ",") + basis;
+  result.sides = name_of(sides);
+  result.model_bytes.bd = bytes_of(weights);
+  result.attention_bytes.bd = attention_bytes(weights);
+  if (args.original) {
+    const checkpoint::Checkpoint original = checkpoint::open_checkpoint(*args.original);
+    if (!original.bd.empty())
+      throw bda::Error("--original", "a checkpoint that is not converted", "a converted one");
+    const auto plain = checkpoint::load_transformer<T>(original);
+    result.model_bytes.original = bytes_of(plain);
+    result.attention_bytes.original = attention_bytes(plain);
+    measure_original(args, plain, set, result);
+  }
+  measure_decomposed(args, weights, original_attention(weights), set, result);
+  return result;
+}
+
 template <class T>
 Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoint) {
+  if (!checkpoint.bd.empty()) return compare_converted<T>(args, checkpoint);
+  if (args.original)
+    throw bda::Error("--original", "a converted MODEL_DIR to compare with",
+                     "one that is decomposed here");
   const auto weights = checkpoint::load_transformer<T>(checkpoint);
   const EvaluationSet set = read_evaluation_set(args.evaluation, args.windows, weights.vocab_size(),
                                                 weights.max_positions);
@@ -157,17 +251,9 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   options.allow_inexact = args.force_inexact;
   options.threads = args.threads;
 
-  Comparison result;
-  result.model = std::filesystem::canonical(args.model).filename();
-  result.evaluation = args.evaluation.filename();
-  result.model_type = weights.model_type;
-  result.dtype = bda::StorageTraits<T>::dtype;
-  result.rounding = name_of(args.rounding);
-  result.device = name_of(args.device);
+  Comparison result = describe(args, weights, set);
   result.sides = name_of(options.sides);
   result.exact = (exact.qk || !options.sides.qk) && (exact.vo || !options.sides.vo);
-  result.windows = set.tokens.rows;
-  result.tokens_per_window = set.tokens.cols;
 
   const Stopwatch prepare_time;
   std::vector<bda::PreparedLayer<T>> prepared = decompose(weights, options);
@@ -183,20 +269,8 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   result.model_bytes.bd += result.attention_bytes.bd - result.attention_bytes.original;
   result.basis = prepared.front().report.basis;
 
-  const Stopwatch original_time;
-  const std::vector<double> original =
-      token_losses(args, weights, original_attention(weights), set.tokens, "original  ");
-  result.seconds_original = original_time.seconds();
-  result.perplexity_original = perplexity_of(original);
-  if (!set.reference_losses.empty()) {
-    result.perplexity_reference = perplexity_of(set.reference_losses.values);
-    result.max_token_loss_error = max_difference(original, set.reference_losses.values);
-  }
-
-  const Stopwatch bd_time;
-  result.perplexity_bd =
-      perplexity_of(token_losses(args, weights, std::move(decomposed), set.tokens, "decomposed"));
-  result.seconds_bd = bd_time.seconds();
+  measure_original(args, weights, set, result);
+  measure_decomposed(args, weights, std::move(decomposed), set, result);
   return result;
 }
 

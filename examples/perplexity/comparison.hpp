@@ -37,16 +37,18 @@ struct Comparison {
   bool exact = true;  // false where a side was forced that is not the same attention
   std::int64_t windows = 0, tokens_per_window = 0;
 
-  double perplexity_original = 0, perplexity_bd = 0;
+  std::optional<double> perplexity_original;  // absent for a converted checkpoint alone
+  double perplexity_bd = 0;
   std::optional<double> perplexity_reference;  // of the file's nll
   std::optional<double> max_token_loss_error;  // original against the file's nll
 
-  std::vector<LayerSummary> layers;
+  std::vector<LayerSummary> layers;  // empty for a converted checkpoint
   Bytes model_bytes, attention_bytes;
   double seconds_original = 0, seconds_prepare = 0, seconds_bd = 0;
 
-  [[nodiscard]] double relative_change_percent() const {
-    return (perplexity_bd / perplexity_original - 1) * 100;
+  [[nodiscard]] std::optional<double> relative_change_percent() const {
+    if (!perplexity_original) return std::nullopt;
+    return (perplexity_bd / *perplexity_original - 1) * 100;
   }
   [[nodiscard]] double max_alpha() const {
     double largest = 0;
@@ -59,9 +61,10 @@ struct Comparison {
   /// perplexity to 1e-5 of it. Empty without reference, and where the weights or the arithmetic
   /// are rounded to less than double: then a difference is no disagreement.
   [[nodiscard]] std::optional<bool> agrees() const {
-    if (!perplexity_reference || dtype != bda::DType::kF64) return std::nullopt;
+    if (!perplexity_original || !perplexity_reference || dtype != bda::DType::kF64)
+      return std::nullopt;
     return *max_token_loss_error <= 1e-4 &&
-           std::abs(perplexity_original / *perplexity_reference - 1) <= 1e-5;
+           std::abs(*perplexity_original / *perplexity_reference - 1) <= 1e-5;
   }
 };
 

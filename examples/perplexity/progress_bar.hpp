@@ -29,6 +29,11 @@ class ProgressBar {
     ++done_;
     draw();
   }
+  void advance_to(std::int64_t done) {
+    const std::lock_guard lock(mutex_);
+    done_ = done;
+    draw();
+  }
 
  private:
   void draw() const {

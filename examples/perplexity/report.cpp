@@ -26,6 +26,7 @@ std::string format(const char* pattern, Values... values) {
 double megabytes(std::int64_t bytes) { return static_cast<double>(bytes) * 1e-6; }
 
 std::string saving(const char* what, const Bytes& bytes) {
+  if (bytes.original == 0) return format("%-22s %10.3f MB\n", what, megabytes(bytes.bd));
   return format("%-22s %10.3f MB -> %10.3f MB  (%+.2f %%)\n", what, megabytes(bytes.original),
                 megabytes(bytes.bd),
                 (static_cast<double>(bytes.bd) / static_cast<double>(bytes.original) - 1) * 100);
@@ -67,11 +68,11 @@ Json to_json(const Comparison& r) {
           {"windows", r.windows},
           {"tokens_per_window", r.tokens_per_window},
           {"perplexity_reference", or_null(r.perplexity_reference)},
-          {"perplexity_original", r.perplexity_original},
+          {"perplexity_original", or_null(r.perplexity_original)},
           {"perplexity_bd", r.perplexity_bd},
-          {"relative_change_percent", r.relative_change_percent()},
+          {"relative_change_percent", or_null(r.relative_change_percent())},
           {"max_token_loss_error", or_null(r.max_token_loss_error)},
-          {"alpha_max", r.max_alpha()},
+          {"alpha_max", r.layers.empty() ? Json(nullptr) : Json(r.max_alpha())},
           {"bytes_original", r.model_bytes.original},
           {"bytes_bd", r.model_bytes.bd},
           {"attention_bytes_original", r.attention_bytes.original},
@@ -105,12 +106,14 @@ void print(const Comparison& r, std::ostream& out) {
       << "evaluation   " << r.evaluation << ", "
       << format("%lld windows of %lld tokens\n", static_cast<long long>(r.windows),
                 static_cast<long long>(r.tokens_per_window))
-      << "basis        " << r.basis << ", sides " << r.sides << ", " << r.rounding << " rounding\n";
+      << "basis        " << r.basis << ", sides " << r.sides
+      << (r.layers.empty() ? ", as converted\n" : ", " + r.rounding + " rounding\n");
   if (!r.exact)
     out << "INEXACT      a side was forced that is not the same attention: for the record only\n";
 
-  out << "\nlayer  QK residual mean/max, alpha mean/max         VO residual mean/max, alpha "
-         "mean/max\n";
+  if (!r.layers.empty())
+    out << "\nlayer  QK residual mean/max, alpha mean/max         VO residual mean/max, alpha "
+           "mean/max\n";
   for (std::size_t i = 0; i < r.layers.size(); ++i)
     out << format("%5zu", i) << side_columns(r.layers[i].qk) << "  " << side_columns(r.layers[i].vo)
         << '\n';
@@ -121,16 +124,17 @@ void print(const Comparison& r, std::ostream& out) {
   if (r.perplexity_reference) {
     out << format("perplexity   reference  %.8f\n", *r.perplexity_reference);
   }
-  out << format("perplexity   original   %.8f   (%.1f s)\n", r.perplexity_original,
-                r.seconds_original)
-      << format("perplexity   BDA        %.8f   (%.1f s, after %.1f s of preparation)\n",
-                r.perplexity_bd, r.seconds_bd, r.seconds_prepare)
-      << format("change       %+.3g %%%s\n", r.relative_change_percent(),
-                r.exact ? "" : "   INEXACT");
+  if (r.perplexity_original)
+    out << format("perplexity   original   %.8f   (%.1f s)\n", *r.perplexity_original,
+                  r.seconds_original);
+  out << format("perplexity   BDA        %.8f   (%.1f s, after %.1f s of preparation)\n",
+                r.perplexity_bd, r.seconds_bd, r.seconds_prepare);
+  if (const std::optional<double> change = r.relative_change_percent())
+    out << format("change       %+.3g %%%s\n", *change, r.exact ? "" : "   INEXACT");
   if (r.perplexity_reference) {
     out << format(
         "original against the file's nll: largest token error %.2g, perplexity %+.2g relative",
-        *r.max_token_loss_error, r.perplexity_original / *r.perplexity_reference - 1);
+        *r.max_token_loss_error, *r.perplexity_original / *r.perplexity_reference - 1);
     if (const std::optional<bool> agrees = r.agrees())
       out << (*agrees ? ": agrees" : ": DOES NOT AGREE (limits 1e-4 and 1e-5)");
     out << '\n';

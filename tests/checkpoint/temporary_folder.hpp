@@ -2,7 +2,8 @@
 
 #include <unistd.h>
 
-#include <bda/checkpoint.hpp>
+#include <bda/checkpoint/load.hpp>
+#include <bda/checkpoint/safetensors_writer.hpp>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -10,6 +11,8 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+
+#include "loading.hpp"
 
 namespace bda_test {
 

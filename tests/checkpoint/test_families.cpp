@@ -2,7 +2,6 @@
 #include <bda/attention/bd_attention.hpp>
 #include <bda/checkpoint.hpp>
 #include <bda/cpu/backend.hpp>
-#include <bda/preparation/prepare.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
@@ -17,6 +16,7 @@
 
 #include "checkpoint/recorded_module.hpp"
 #include "checkpoint/temporary_folder.hpp"
+#include "preparation.hpp"
 
 namespace {
 

@@ -7,9 +7,11 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -26,7 +28,8 @@ class MappedFile {
  public:
   /// Throws `Error` where `path` is no readable regular file.
   explicit MappedFile(std::filesystem::path path) : path_(std::move(path)) {
-    const Descriptor file{::open(path_.c_str(), O_RDONLY | O_CLOEXEC)};
+    // O_NONBLOCK: opening a pipe must not wait for its writer.
+    const Descriptor file{::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.id < 0) fail("a readable file", errno);
     struct stat status {};
     if (::fstat(file.id, &status) != 0) fail("a readable file", errno);
@@ -53,6 +56,19 @@ class MappedFile {
 
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
   [[nodiscard]] std::span<const std::byte> bytes() const { return {address_, size_}; }
+  [[nodiscard]] std::string_view text() const {
+    return {reinterpret_cast<const char*>(address_), size_};
+  }
+
+  /// Gives the memory of the pages wholly within `part` of some mapped file back to the system.
+  /// Their content stays: they come in from the file again when touched.
+  static void release(std::span<const std::byte> part) {
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = reinterpret_cast<std::uintptr_t>(part.data());
+    const std::uintptr_t first = (begin + page - 1) / page * page;
+    const std::uintptr_t end = (begin + part.size()) / page * page;
+    if (first < end) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+  }
 
  private:
   struct Descriptor {

@@ -4,10 +4,13 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "bda/checkpoint/folder_file.hpp"
 #include "bda/checkpoint/safetensors.hpp"
+#include "bda/checkpoint/tensor_index.hpp"
 
 namespace bda::inline v0::checkpoint {
 
@@ -19,23 +22,27 @@ class TensorStore {
   static constexpr const char* kIndexFile = "model.safetensors.index.json";
 
   /// Maps every file and checks every header. Throws `Error` where the folder has neither file, a
-  /// shard is missing or lies outside the folder, or the index and the shards disagree on where a
-  /// tensor is.
+  /// shard is missing or lies outside the folder (see `file_in_folder`), or the index and the
+  /// shards disagree on where a tensor is.
   explicit TensorStore(std::filesystem::path folder) : folder_(std::move(folder)) {
-    if (std::filesystem::exists(folder_ / kIndexFile)) {
+    if (is_there(kIndexFile)) {
       open_shards();
-    } else if (std::filesystem::exists(folder_ / kSingleFile)) {
-      files_.emplace_back(folder_ / kSingleFile);
+    } else if (is_there(kSingleFile)) {
+      files_.emplace_back(file_in_folder(folder_, kSingleFile));
       for (const auto& [name, tensor] : files_.back().tensors()) tensors_.emplace(name, &tensor);
     } else {
       throw Error(folder_.string(),
                   std::string("a folder with ") + kSingleFile + " or " + kIndexFile,
-                  std::filesystem::is_directory(folder_) ? "a folder with neither" : "no folder");
+                  is_there("") ? "a folder with neither" : "no folder");
     }
   }
 
   [[nodiscard]] const std::filesystem::path& folder() const { return folder_; }
   [[nodiscard]] const std::vector<SafetensorsFile>& files() const { return files_; }
+  /// Gives the memory of all pages read so far back to the system.
+  void release_pages() const {
+    for (const SafetensorsFile& file : files_) file.release_pages();
+  }
   /// By name.
   [[nodiscard]] const std::map<std::string, const Tensor*>& tensors() const { return tensors_; }
   /// Null where there is no such tensor.
@@ -51,30 +58,19 @@ class TensorStore {
   }
 
  private:
+  [[nodiscard]] bool is_there(const std::filesystem::path& name) const {
+    std::error_code failure;  // a link that leads in circles leads nowhere
+    return std::filesystem::exists(folder_ / name, failure);
+  }
+
   void open_shards() {
-    const MappedFile file(folder_ / kIndexFile);
+    const MappedFile file(file_in_folder(folder_, kIndexFile));
     const std::string label = file.path().string();
-    const Json index = parse_json_object(
-        {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, label);
-    if (!index.contains("weight_map") || !index["weight_map"].is_object())
-      throw Error(label + ": weight_map", "an object from tensor to file",
-                  index.contains("weight_map") ? quote(index["weight_map"]) : "no such field");
-
-    const Json& weight_map = index["weight_map"];
-
-    std::map<std::string, std::vector<std::string>> names_by_shard;
-    for (const auto& [name, shard] : weight_map.items()) {
-      // A bare file name: an index must not reach outside its folder.
-      if (!shard.is_string() || shard == "" || shard == "." || shard == ".." ||
-          shard.get<std::string>().find_first_of(std::string_view("/\\\0", 3)) != std::string::npos)
-        throw Error(label + ": " + name, "the name of a file in the folder", quote(shard));
-      names_by_shard[shard.get<std::string>()].push_back(name);
-    }
-
-    for (const auto& [shard, names] : names_by_shard) {
-      if (!std::filesystem::exists(folder_ / shard))
+    const TensorIndex index = parse_tensor_index(file.text(), label);
+    for (const auto& [shard, names] : index) {
+      if (!is_there(shard))
         throw Error(label + ": " + names.front(), "a file " + shard + " in the folder", "none");
-      files_.emplace_back(folder_ / shard);
+      files_.emplace_back(file_in_folder(folder_, shard));
       for (const std::string& name : names) {
         const Tensor* tensor = files_.back().find(name);
         if (tensor == nullptr)
@@ -82,12 +78,16 @@ class TensorStore {
                       "none of that name there");
         tensors_.emplace(name, tensor);
       }
-      for (const auto& [name, tensor] : files_.back().tensors())
-        if (!weight_map.contains(name) || weight_map[name] != shard)
-          throw Error(
-              tensor.label(), "a tensor that the index puts in this file",
-              weight_map.contains(name) ? quote(weight_map[name]) : "no entry in the index");
     }
+    // The index's names are all there now; a name that is there twice, or in another shard, is not
+    // the index's.
+    for (const SafetensorsFile& shard : files_)
+      for (const auto& [name, tensor] : shard.tensors())
+        if (const auto found = tensors_.find(name);
+            found == tensors_.end() || found->second != &tensor)
+          throw Error(tensor.label(), "a tensor that the index puts in this file",
+                      found == tensors_.end() ? "no entry in the index"
+                                              : "an entry for " + found->second->file);
   }
 
   std::filesystem::path folder_;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bda/checkpoint/bd_form.hpp"
 #include "bda/checkpoint/convert.hpp"
 #include "bda/checkpoint/tensor_store.hpp"
 #include "bda/checkpoint/transformer.hpp"
@@ -78,6 +79,27 @@ class WeightReader {
   }
 
   [[nodiscard]] const TensorStore& store() const { return store_; }
+  /// What the names of the body's tensors start with in this checkpoint.
+  [[nodiscard]] const std::string& prefix() const { return prefix_; }
+  /// The full names of the tensors read so far.
+  [[nodiscard]] const std::set<std::string>& names_read() const { return read_; }
+  [[nodiscard]] const Tensor& tensor(const std::string& name) const {
+    return store_.at(prefix_ + name);
+  }
+
+  /// Says which attention modules are stored in BD form, and with what prefix: the tensor it is
+  /// told by may be one that conversion replaced. `form` must outlive the reader.
+  void set_bd_form(const BdForm& form) {
+    bd_form_ = &form;
+    for (const std::optional<BdAttention>& entry : form)
+      if (entry) prefix_ = entry->prefix;
+  }
+  /// How the `i`-th attention module is stored in BD form; null where it is stored plainly.
+  [[nodiscard]] const BdAttention* bd_attention(std::int64_t i) const {
+    if (bd_form_ == nullptr || i >= static_cast<std::int64_t>(bd_form_->size())) return nullptr;
+    const std::optional<BdAttention>& entry = (*bd_form_)[static_cast<std::size_t>(i)];
+    return entry ? &*entry : nullptr;
+  }
 
   /// As stored, [rows, cols].
   Matrix<T> matrix(const std::string& name, std::int64_t rows, std::int64_t cols) {
@@ -182,6 +204,7 @@ class WeightReader {
 
   const TensorStore& store_;
   std::string prefix_;
+  const BdForm* bd_form_ = nullptr;
   std::optional<ScaleBlocks> fp8_;
   std::set<std::string> read_;
 };

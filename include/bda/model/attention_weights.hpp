@@ -87,33 +87,37 @@ struct AttentionWeights {
   }
 };
 
+/// Calls `visit(name, member)` for every tensor a layer can have, in a fixed order: `member` is a
+/// `Matrix<T>` or a `std::vector<T>`, empty where the layer has none, and mutable where `w` is. The
+/// latent's are visited where there is a latent.
+template <class Weights, class Visitor>
+void for_each_member(Weights& w, const Visitor& visit) {
+  visit("q", w.q);
+  visit("q_bias", w.q_bias);
+  visit("k.weight", w.k.weight);
+  visit("k.bias", w.k.bias);
+  visit("k_rope.weight", w.k_rope.weight);
+  visit("k_rope.bias", w.k_rope.bias);
+  visit("v.weight", w.v.weight);
+  visit("v.bias", w.v.bias);
+  visit("o", w.o);
+  visit("o_bias", w.o_bias);
+  visit("q_head_norm", w.q_head_norm);
+  visit("k_head_norm", w.k_head_norm);
+  if (w.latent) {
+    visit("latent.kv_a", w.latent->kv_a);
+    visit("latent.kv_norm", w.latent->kv_norm);
+    visit("latent.q_a", w.latent->q_a);
+    visit("latent.q_norm", w.latent->q_norm);
+  }
+}
+
 template <class T>
 template <class Visitor>
 void AttentionWeights<T>::for_each_tensor(const Visitor& visit) const {
-  const auto matrix = [&](std::string_view name, const Matrix<T>& m) {
-    visit(name, m.data(), m.size());
-  };
-  const auto vector = [&](std::string_view name, const std::vector<T>& values) {
-    visit(name, values.data(), static_cast<std::int64_t>(values.size()));
-  };
-  matrix("q", q);
-  vector("q_bias", q_bias);
-  matrix("k.weight", k.weight);
-  vector("k.bias", k.bias);
-  matrix("k_rope.weight", k_rope.weight);
-  vector("k_rope.bias", k_rope.bias);
-  matrix("v.weight", v.weight);
-  vector("v.bias", v.bias);
-  matrix("o", o);
-  vector("o_bias", o_bias);
-  vector("q_head_norm", q_head_norm);
-  vector("k_head_norm", k_head_norm);
-  if (latent) {
-    matrix("latent.kv_a", latent->kv_a);
-    vector("latent.kv_norm", latent->kv_norm);
-    matrix("latent.q_a", latent->q_a);
-    vector("latent.q_norm", latent->q_norm);
-  }
+  for_each_member(*this, [&](std::string_view name, const auto& member) {
+    visit(name, member.data(), static_cast<std::int64_t>(member.size()));
+  });
 }
 
 namespace detail {

@@ -9,6 +9,7 @@
 #include "bda/decomposition/head_factors.hpp"
 #include "bda/linalg/product.hpp"
 #include "bda/model/attention_weights.hpp"
+#include "bda/model/latent_change.hpp"
 #include "bda/preparation/convert.hpp"
 
 namespace bda::inline v0::detail {
@@ -54,6 +55,10 @@ class LatentTransform {
 
   [[nodiscard]] bool rotates() const { return rotation_.size() > 0; }
   [[nodiscard]] bool identity() const { return !rotates() && order_.empty(); }
+  [[nodiscard]] LatentChange change() const {
+    if (rotates()) return LatentChange::kRotated;
+    return order_.empty() ? LatentChange::kNone : LatentChange::kPermuted;
+  }
 
   /// What a weight [d, any] becomes whose input is the latent. With a rotation `weight` must have
   /// the gain folded in.

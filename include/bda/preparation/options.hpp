@@ -8,6 +8,7 @@
 #include "bda/decomposition/report.hpp"
 #include "bda/decomposition/rounding.hpp"
 #include "bda/model/attention_weights.hpp"
+#include "bda/model/latent_change.hpp"
 
 namespace bda::inline v0 {
 
@@ -38,6 +39,7 @@ struct PreparationOptions {
 
 struct PreparationReport {
   std::string basis;                          // the strategy's name
+  LatentChange latent = LatentChange::kNone;  // folded into what makes the latent
   std::optional<DecompositionReport> qk, vo;  // one entry a K/V head
   std::int64_t bytes_before = 0;              // the layer's tensors, plain, in the storage type
   std::int64_t bytes_after = 0;

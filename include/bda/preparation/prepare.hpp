@@ -42,6 +42,7 @@ class Preparation {
     choose_basis();
     PreparedLayer<T> result;
     result.report.basis = name_of(strategy_);
+    result.report.latent = transform_.change();
     AttentionWeights<T>& out = result.weights;
     start_from_plain(out);
     result.report.bytes_before = bytes_in_storage();

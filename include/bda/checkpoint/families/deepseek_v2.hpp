@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/common_fields.hpp"
 #include "bda/checkpoint/latent_attention.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
@@ -147,7 +148,7 @@ template <Storage T>
     TransformerLayer<T>& layer = model.layers.emplace_back();
     layer.attention_norm =
         weights.rms_norm(name + ".input_layernorm", c.hidden_size, c.rms_norm_eps);
-    layer.attention = read_attention(c, i, weights);
+    layer.attention = read_stored_attention(c, i, weights);
     layer.mlp_norm =
         weights.rms_norm(name + ".post_attention_layernorm", c.hidden_size, c.rms_norm_eps);
     if (c.is_moe[static_cast<std::size_t>(i)])

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bda/checkpoint/attention_pattern.hpp"
+#include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/common_fields.hpp"
 #include "bda/checkpoint/projections.hpp"
 #include "bda/checkpoint/weight_reader.hpp"
@@ -110,7 +111,7 @@ template <Storage T>
     const std::string name = "h." + std::to_string(i);
     model.layers.push_back(
         {weights.layer_norm(name + ".ln_1", c.n_embd, c.layer_norm_epsilon),
-         read_attention(c, i, weights),
+         read_stored_attention(c, i, weights),
          weights.layer_norm(name + ".ln_2", c.n_embd, c.layer_norm_epsilon),
          PlainMlp<T>{detail::read_conv1d(weights, name + ".mlp.c_fc", c.n_embd, c.n_inner),
                      detail::read_conv1d(weights, name + ".mlp.c_proj", c.n_inner, c.n_embd),

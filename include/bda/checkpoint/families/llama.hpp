@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bda/checkpoint/attention_pattern.hpp"
+#include "bda/checkpoint/bd_tensors.hpp"
 #include "bda/checkpoint/common_fields.hpp"
 #include "bda/checkpoint/projections.hpp"
 #include "bda/checkpoint/rope_parameters.hpp"
@@ -108,7 +109,7 @@ template <Storage T>
     const std::string name = "layers." + std::to_string(i);
     model.layers.push_back(
         {weights.rms_norm(name + ".input_layernorm", c.hidden_size, c.rms_norm_eps),
-         read_attention(c, i, weights),
+         read_stored_attention(c, i, weights),
          weights.rms_norm(name + ".post_attention_layernorm", c.hidden_size, c.rms_norm_eps),
          weights.gated_mlp(name + ".mlp", c.hidden_size, c.intermediate_size, c.mlp_bias,
                            c.hidden_act)});
