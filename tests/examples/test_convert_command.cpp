@@ -95,7 +95,7 @@ TEST_CASE("A converted folder runs to the same figures as converting in memory, 
   REQUIRE(converted.status == 0);
   CHECK(converted.err.empty());  // no progress bar where nobody watches
   CHECK(contains(converted.out, "copied"));
-  CHECK(nlohmann::json::parse(read(report))["attention"].size() == 2);
+  CHECK(nlohmann::json::parse(read(report))["attention"].size() >= 2);
 
   const std::string rest =
       " " + quoted(model / "reference.safetensors") + " --json " + quoted(json);
