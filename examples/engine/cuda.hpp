@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 #include <variant>
 
 #include "../perplexity/cuda_kernels.hpp"
@@ -16,6 +17,15 @@ namespace engine {
 
 inline void check_cuda(cudaError_t error) {
   if (error != cudaSuccess) throw bda::Error("CUDA", "success", cudaGetErrorString(error));
+}
+
+/// Throws where there is no GPU that the program could use.
+inline void require_device() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess || count == 0)
+    throw bda::Error("--device cuda", "a GPU",
+                     std::string("no CUDA device: ") + cudaGetErrorString(error));
 }
 
 /// The engine's attention step on a GPU: its own kernels over its own pages.

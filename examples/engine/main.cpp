@@ -82,6 +82,7 @@ int main(int argc, char** argv) try {
   } else {
 #ifdef ENGINE_CUDA
     if (a.dtype == "fp32") throw bda::Error("--dtype", "fp16 or bf16 on a GPU", a.dtype);
+    engine::require_device();
     if (a.dtype == "fp16") run<engine::Cuda<Eigen::half>>(a);
     if (a.dtype == "bf16") run<engine::Cuda<Eigen::bfloat16>>(a);
 #else

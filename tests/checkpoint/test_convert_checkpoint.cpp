@@ -196,7 +196,8 @@ TEST_CASE("A converted checkpoint reads as what conversion in memory gives, all 
   CHECK(json["attention"][0]["vo"]["verified"]["error"] == report.attention[0].verified_vo->error);
 }
 
-TEST_CASE("--dtype stores the attention in another type, from the values as they were stored") {
+TEST_CASE(
+    "The option dtype stores the attention in another type, from the values as they were stored") {
   const auto dtype = GENERATE(bda::DType::kF32, bda::DType::kF16, bda::DType::kBF16);
   const TemporaryFolder folder;
   ConversionOptions options;

@@ -67,7 +67,7 @@ TEST_CASE("Bad arguments: status 2, the argument named, the usage shown") {
   CHECK(outcome.out.empty());
 }
 
-TEST_CASE("--help: status 0 and the usage on standard output") {
+TEST_CASE("The option --help: status 0 and the usage on standard output") {
   const Outcome outcome = run("--help");
   CHECK(outcome.status == 0);
   CHECK(contains(outcome.out, "usage: bda_perplexity"));
