@@ -105,11 +105,11 @@ __device__ __forceinline__ int unit_count(const Sm90ResidentParams& p) {
 /// the same time, and these come from L2.
 ///
 /// Ranges longer than a row block: every CTA reads the heads in the same cyclic order from head 0
-/// on. Shorter ones: a row block has CTAs that
-/// are wholly inside, one that began in the block before, and one that goes on in the next. The
-/// first begin at multiples of the range's length; what remains is shared by the others, which take
-/// the later of their blocks first, so that all of the one kind come to this block together, at the
-/// start, and all of the other at the same time before the end.
+/// on. Shorter ones: a row block has CTAs that are wholly inside, one that began in the block
+/// before, and one that goes on in the next. The first begin at multiples of the range's length;
+/// what remains is shared by the others, which take the later of their blocks first, so that all of
+/// the one kind come to this block together, at the start, and all of the other at the same time
+/// before the end.
 struct HeadRange {
   int head;
   int count;
