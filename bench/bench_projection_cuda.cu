@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,25 +29,29 @@ using bda::cuda::ProjectionKernel;
 
 std::string describe(const ProjectionConfig& c) {
   return std::string(name_of(c.kernel)) + "_" + std::to_string(c.tile_tokens) + "x" +
-         std::to_string(c.tile_columns) + "_k" + std::to_string(c.splits);
+         std::to_string(c.tile_columns) + "_k" + std::to_string(c.splits) +
+         (c.sharers > 1 ? "_s" + std::to_string(c.sharers) : "");
 }
 
+/// Every configuration that can compute it.
 template <class T>
-std::vector<ProjectionConfig> contest_configs(const ProjectionArguments<T>& args,
-                                              const DeviceInfo& device) {
-  std::vector<ProjectionConfig> configs{pick(args.shape(), device)};
-  if (!settings.all_configs) return configs;
-  const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits) {
-    const ProjectionConfig c{kernel, tokens, columns, splits, "benchmark"};
+std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
+                                          const DeviceInfo& device) {
+  std::vector<ProjectionConfig> configs;
+  const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits,
+                       int sharers = 1) {
+    const ProjectionConfig c{kernel, tokens, columns, splits, "benchmark", sharers};
     if (validate(c, args.shape(), device).ok()) configs.push_back(c);
   };
   add(ProjectionKernel::kSm80, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
-  if (args.x.extent(0) <= 512)
-    for (int columns : {64, 128})
-      for (int splits : {1, 2, 4, 6, 8})
-        for (int tokens : {16, 32, 64}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
+  if (args.x.extent(0) > 512) return configs;
+  for (int columns : {64, 128})
+    for (int tokens : {16, 32, 64}) {
+      for (int splits : {1, 2, 4, 6, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
+      for (int sharers : {2, 4}) add(ProjectionKernel::kSm90Small, tokens, columns, 1, sharers);
+    }
   return configs;
 }
 
@@ -71,9 +76,8 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
 
   std::vector<Contestant> contestants;
   const bool graphs = tokens <= settings.graph_tokens;
-  for (const ProjectionConfig& config : contest_configs(args, device))
-    for (bool dependent : {false, true}) {
-      const std::string name = contestants.size() < 2 ? "ours" : describe(config);
+  const auto add = [&](const std::string& name, const std::optional<ProjectionConfig>& config) {
+    for (bool dependent : {false, true})
       contestants.push_back({name + (dependent ? "_dependent" : ""), [=](int i) {
                                ProjectionArguments<T> a = args;
                                a.coefficients = weight(i);
@@ -81,7 +85,10 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
                                a.dependent_launch = dependent;
                                if (!run(a, device, nullptr, 0, context.stream).ok()) std::abort();
                              }});
-    }
+  };
+  add("ours", std::nullopt);
+  if (settings.all_configs)
+    for (const ProjectionConfig& config : all_configs(args, device)) add(describe(config), config);
   using Shape = typename BlasProduct<T>::Shape;
   const auto add_plain = [&](const char* name, std::int64_t depth, const T* from,
                              std::size_t keep) {
@@ -143,7 +150,8 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
     for (std::size_t i = 2; i < contestants.size(); ++i)
       if (contestants[i].name.rfind("sm", 0) == 0)
         counters[contestants[i].name] = us[contestants[i].name];
-  state.SetLabel(describe(pick(args.shape(), device)));
+  state.SetLabel(describe(pick(args.shape(), device)) + ", dependent " +
+                 describe(pick(args.shape(), device, true)));
 }
 
 /// The rates that the floors are computed with: medians over the rounds, in this process.

@@ -36,7 +36,8 @@ TEST_CASE("every choice is one its kernel accepts", "[cuda][config]") {
               for (std::int64_t tokens : {1, 2, 16, 17, 64, 65, 127, 128, 129, 512, 513, 70000}) {
                 if (begin > rest) continue;
                 const ProjectionShape s{dtype, tokens, rest + width, width, heads, begin};
-                const ProjectionConfig c = pick(s, device);
+                const bool dependent = tokens % 2 == 0;
+                const ProjectionConfig c = pick(s, device, dependent);
                 INFO(name_of(c.kernel)
                      << ' ' << c.tile_tokens << 'x' << c.tile_columns << " splits " << c.splits
                      << " for width " << width << " rest " << rest);
@@ -75,6 +76,34 @@ TEST_CASE("few tokens fill the device: more splits where there are fewer columns
   const ProjectionConfig few = pick(deep, kH100);
   CHECK(few.kernel == ProjectionKernel::kSm90Small);
   CHECK(few.splits > 1);
+}
+
+TEST_CASE("an early launch lets CTAs fetch x together, where all of C is in flight",
+          "[cuda][config]") {
+  for (std::int64_t tokens : {1, 32, 64}) {
+    CHECK(pick(deepseek(tokens), kH100).sharers == 1);
+    CHECK(pick(deepseek(tokens), kH100, true).sharers == 2);
+  }
+  CHECK(pick(deepseek(16, 16), kH100, true).sharers == 1);  // too few CTAs to share anything
+  CHECK(pick(deepseek(128, 16), kH100, true).tile_tokens == 32);
+  ProjectionShape deep = deepseek(64);
+  deep.kv_dim = 2048;
+  CHECK(pick(deep, kH100, true).sharers == 1);
+}
+
+TEST_CASE("sharing is refused where a part of x would be missing", "[cuda][config]") {
+  const auto message = [](int splits, int sharers, const ProjectionShape& s) {
+    const ProjectionConfig c{ProjectionKernel::kSm90Small, 64, 64, splits, "", sharers};
+    return validate(c, s, kH100).message();
+  };
+  CHECK(message(1, 2, deepseek(64)).empty());
+  CHECK(message(1, 3, deepseek(64)).find("config.sharers: expected 1, 2 or = 4, got 3") == 0);
+  CHECK(message(2, 2, deepseek(64)).find("config.splits with sharers") == 0);
+  ProjectionShape odd{DType::kF16, 64, 448, 64, 3, 0};  // three tiles of columns
+  CHECK(message(1, 2, odd).find("column tiles modulo config.sharers") == 0);
+  ProjectionShape deep = deepseek(64);
+  deep.kv_dim = 2048;
+  CHECK(message(1, 2, deep).find("rest / 64 with sharers") == 0);
 }
 
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",

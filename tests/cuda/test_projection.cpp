@@ -87,17 +87,18 @@ struct Problem {
 
 std::string describe(const ProjectionConfig& c, const ProjectionShape& s) {
   return std::string(name_of(c.kernel)) + " " + std::to_string(c.tile_tokens) + "x" +
-         std::to_string(c.tile_columns) + " splits " + std::to_string(c.splits) + ", tokens " +
-         std::to_string(s.tokens) + " d " + std::to_string(s.kv_dim) + " r " +
-         std::to_string(s.width) + " n " + std::to_string(s.heads) + " S from " +
-         std::to_string(s.basis_begin);
+         std::to_string(c.tile_columns) + " splits " + std::to_string(c.splits) + " sharers " +
+         std::to_string(c.sharers) + ", tokens " + std::to_string(s.tokens) + " d " +
+         std::to_string(s.kv_dim) + " r " + std::to_string(s.width) + " n " +
+         std::to_string(s.heads) + " S from " + std::to_string(s.basis_begin);
 }
 
-/// Every configuration that can compute `shape`; of sm90_small a few splits.
+/// Every configuration that can compute `shape`; of sm90_small a few splits and sharers.
 std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const DeviceInfo& device) {
   std::vector<ProjectionConfig> configs;
-  const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits) {
-    const ProjectionConfig c{kernel, tokens, columns, splits, "test"};
+  const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits,
+                       int sharers = 1) {
+    const ProjectionConfig c{kernel, tokens, columns, splits, "test", sharers};
     if (validate(c, shape, device).ok()) configs.push_back(c);
   };
   add(ProjectionKernel::kSimt, 64, 64, 1);
@@ -105,8 +106,10 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   for (int tokens : {16, 32, 64})
-    for (int columns : {64, 128})
+    for (int columns : {64, 128}) {
       for (int splits : {1, 2, 3, 5, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
+      for (int sharers : {2, 4}) add(ProjectionKernel::kSm90Small, tokens, columns, 1, sharers);
+    }
   return configs;
 }
 

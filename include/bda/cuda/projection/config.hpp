@@ -52,6 +52,7 @@ struct ProjectionConfig {
   int tile_columns = 0;
   int splits = 1;        // of the rest channels, over a cluster (sm90_small)
   const char* why = "";  // a literal
+  int sharers = 1;       // CTAs of a cluster that fetch x together (sm90_small)
 };
 
 namespace detail {
@@ -146,6 +147,22 @@ constexpr int kMaxCluster = 8;  // the portable limit
       if (config.splits < 1 || config.splits > std::min<std::int64_t>(chunks, detail::kMaxCluster))
         return unsupported("config.splits", "from 1 to min(rest / 64, 8)",
                            std::min<std::int64_t>(chunks, detail::kMaxCluster), config.splits);
+      if (config.sharers != 1 && config.sharers != 2 && config.sharers != 4)
+        return unsupported("config.sharers", "1, 2 or", 4, config.sharers);
+      if (config.sharers > 1) {
+        if (config.splits > 1)
+          return unsupported("config.splits with sharers", "equal to", 1, config.splits);
+        const std::int64_t tiles =
+            detail::ceil_div(detail::ceil_div(shape.columns(), 64), config.tile_columns / 64);
+        if (tiles % config.sharers != 0)
+          return unsupported("column tiles modulo config.sharers", "equal to", 0,
+                             tiles % config.sharers);
+        const int slots =
+            detail::small_slots(chunks, config.tile_tokens, config.tile_columns, config.splits);
+        if (slots < chunks)
+          return unsupported("rest / 64 with sharers", "at most the chunks in flight", slots,
+                             chunks);
+      }
       const std::int64_t bytes = detail::small_shared_bytes(
           detail::small_slots(chunks, config.tile_tokens, config.tile_columns, config.splits),
           config.tile_tokens, config.tile_columns, config.splits);
@@ -178,9 +195,32 @@ inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& 
           "x and C stream; the tile that fills the device's last round best"};
 }
 
+/// CTAs that fetch x in pairs, in the tile that leaves about half of the device's multiprocessors
+/// busy: which pays where C has come before x may be read.
+inline void share_rows(const ProjectionShape& s, const DeviceInfo& device,
+                       ProjectionConfig& config) {
+  ProjectionConfig pairs = config;
+  pairs.sharers = 2;
+  pairs.why = "few tokens, launched early: C is there first, and CTAs fetch x in pairs";
+  const auto ctas = [&](int tokens, int columns) {
+    return ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns);
+  };
+  if (s.tokens <= 16) {
+    if (ctas(16, 64) < 128) return;
+  } else if (s.tokens <= 32) {
+    if (ctas(32, 128) < 64) return;
+    pairs.tile_columns = 128;
+  } else if (ctas(64, 128) >= 64) {
+    pairs.tile_columns = 128;
+  } else {
+    pairs.tile_tokens = 32;
+  }
+  if (validate(pairs, s, device).ok()) config = pairs;
+}
+
 /// Up to 64 tokens, and as long as one CTA a multiprocessor covers the output in tiles of 64 x 64.
 /// Splitting the channels pays where a CTA would have many of them to itself.
-inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device,
+inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool dependent,
                        ProjectionConfig& config) {
   const int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
   const std::int64_t ctas = ceil_div(s.tokens, tokens) * ceil_div(s.columns(), 64);
@@ -190,15 +230,17 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device,
     while (splits < 4 && 2 * splits * ctas <= device.multiprocessors) splits *= 2;
   config = {ProjectionKernel::kSm90Small, tokens, 64, splits,
             "few tokens: bound by streaming C, as much of it in flight as fits"};
+  if (dependent && splits == 1) share_rows(s, device, config);
   return true;
 }
 
 }  // namespace detail
 
-/// The fastest kernel for `shape` on `device`, by measurements on an H100. Assumes checked
-/// arguments; the result passes `validate` whenever the device is of compute capability 8.0 or
-/// more, or the type fp32.
-[[nodiscard]] inline ProjectionConfig pick(const ProjectionShape& shape, const DeviceInfo& device) {
+/// The fastest kernel for `shape` on `device`, by measurements on an H100; `dependent` is the
+/// launch's `dependent_launch`. Assumes checked arguments; the result passes `validate` whenever
+/// the device is of compute capability 8.0 or more, or the type fp32.
+[[nodiscard]] inline ProjectionConfig pick(const ProjectionShape& shape, const DeviceInfo& device,
+                                           bool dependent = false) {
   if (shape.dtype == DType::kF32)
     return {ProjectionKernel::kSimt, 64, 64, 1, "fp32 has no exact tensor-core product"};
   if (!device.wgmma)
@@ -207,7 +249,7 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device,
     return {ProjectionKernel::kSm80, 128, 128, 1,
             "a width other than 64 and 128, or a depth or slice that is no multiple of 64"};
   ProjectionConfig config;
-  if (detail::pick_small(shape, device, config)) return config;
+  if (detail::pick_small(shape, device, dependent, config)) return config;
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,
                                   "width 128 over 384 channels: x in registers, C in turn"};
   // With one unit a CTA there is nothing to keep x in registers for.

@@ -17,25 +17,28 @@
 /// slots by turns: a single thread takes longer to issue the copies than the first of them takes to
 /// arrive. Where there are fewer slices than multiprocessors a cluster of `splits` CTAs shares the
 /// rest channels: each one sends its partial sums to the CTA that stores those tokens, which adds
-/// them in rank order: the result does not depend on timing.
+/// them in rank order: the result does not depend on timing. Where there are many, all of them want
+/// the same x at the same moment: `sharers` CTAs of a cluster then fetch a part of its rows each,
+/// for all of them.
 namespace bda::inline v0::cuda {
 
 struct Sm90SmallParams {
-  CUtensorMap x;    // [tokens, kv_dim], boxes of kTokens rows x 64 channels, 128-byte swizzle
-  CUtensorMap out;  // [heads, width / 64, tokens, 64], boxes of 16 rows
+  CUtensorMap x;             // [tokens, kv_dim], boxes of kTokens / sharers rows x 64 channels
+  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
   int width;
   int chunks;         // of 64 rest channels, all splits together
   int column_blocks;  // of 64 output columns
   int splits;
-  int slots;  // chunks in flight
+  int sharers;  // CTAs that fetch x together; all chunks are in flight then
+  int slots;    // chunks in flight
   int basis_begin;
   bool dependent;  // launched beside the kernel before
 };
 
-/// grid: (splits, column tiles, token tiles), clusters of (splits, 1, 1); 128 threads for each 64
-/// columns of the tile, and 128.
+/// grid: (splits, column tiles, token tiles), clusters of (splits, sharers, 1), one of them 1; 128
+/// threads for each 64 columns of the tile, and 128.
 template <class T, int kTokens>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     sm90_small_kernel(const __grid_constant__ Sm90SmallParams p) {
@@ -78,33 +81,48 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     ptx::mbarrier_arrive_expect_bytes(partials_full, (p.splits - 1) * pairs * groups * kPairBytes);
   }
   __syncthreads();
-  if (p.splits > 1) ptx::cluster_arrive();  // the others may send from here on
+  const bool clustered = p.splits > 1 || p.sharers > 1;
+  if (clustered) ptx::cluster_arrive();  // the others may send from here on
 
   if (static_cast<int>(threadIdx.x) >= 128 * groups) {
     // ------------------------------------------------------------------ producers
-    if (threadIdx.x % 32 == 0) {
-      const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
-      const int blocks = min(groups, p.column_blocks - first_block);
-      const std::uint8_t* const source =
-          static_cast<const std::uint8_t*>(p.coefficients) +
-          (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk) * kBlockBytes;
-      const auto fetch_coefficients = [&](int i, int slot) {
-        ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
-        for (int g = 0; g < blocks; ++g)
-          ptx::bulk_load(coefficients + (slot * groups + g) * kBlockBytes,
-                         source + (g * p.chunks + i) * static_cast<std::int64_t>(kBlockBytes),
-                         kBlockBytes, full + 8 * slot);
-      };
-      // C does not depend on the kernel before, x and out do. Where there is one to wait for, C
-      // goes ahead; else they go together, so that the products keep pace with C.
-      const int ahead = p.dependent ? min(chunks, p.slots) : 0;
+    const bool leads = threadIdx.x % 32 == 0;
+    const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
+    const int blocks = min(groups, p.column_blocks - first_block);
+    const std::uint8_t* const source =
+        static_cast<const std::uint8_t*>(p.coefficients) +
+        (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk) * kBlockBytes;
+    const auto fetch_coefficients = [&](int i, int slot) {
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
+      for (int g = 0; g < blocks; ++g)
+        ptx::bulk_load(coefficients + (slot * groups + g) * kBlockBytes,
+                       source + (g * p.chunks + i) * static_cast<std::int64_t>(kBlockBytes),
+                       kBlockBytes, full + 8 * slot);
+    };
+    // C does not depend on the kernel before, x and out do. Where there is one to wait for, C
+    // goes ahead; else they go together, so that the products keep pace with C.
+    const int ahead = p.dependent ? min(chunks, p.slots) : 0;
+    if (leads)
       for (int i = turn; i < ahead; i += 4) fetch_coefficients(i, i);
+    __syncwarp();
+    if (clustered && p.splits == 1) ptx::cluster_wait();  // the others' barriers are made
+    if (leads) {
       ptx::wait_for_previous_kernel();
+      const int part = static_cast<int>(blockIdx.y) % p.sharers, part_rows = kTokens / p.sharers;
+      const auto fetch_rows = [&](std::uint32_t to, std::uint32_t barrier, int channel) {
+        if (p.sharers == 1)
+          ptx::tensor_load(to, p.x, barrier, channel, token);
+        else
+          ptx::tensor_load_multicast(to + part * part_rows * 128, p.x, barrier, channel,
+                                     token + part * part_rows,
+                                     static_cast<std::uint16_t>((1 << p.sharers) - 1));
+      };
       if (turn == 3) {
         ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
         for (int g = 0; g < groups; ++g)
-          ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
-                           p.basis_begin + 64 * ((first_block + g) % width_blocks), token);
+          for (int row = 0; row < kTokens; row += part_rows)
+            ptx::tensor_load(basis + g * kRowsBytes + row * 128, p.x, basis_full,
+                             p.basis_begin + 64 * ((first_block + g) % width_blocks), token + row);
       }
       // A slot always belongs to the same warp: a parity can only tell the latest round.
       for (int first = 0, round = 0; first < chunks; first += p.slots, ++round)
@@ -112,8 +130,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           if (round > 0) ptx::mbarrier_wait(empty + 8 * slot, (round - 1) & 1);
           if (first + slot >= ahead) fetch_coefficients(first + slot, slot);
           const int channel = 64 * (first_chunk + first + slot);
-          ptx::tensor_load(rows + slot * kRowsBytes, p.x, full + 8 * slot,
-                           channel < p.basis_begin ? channel : channel + p.width, token);
+          fetch_rows(rows + slot * kRowsBytes, full + 8 * slot,
+                     channel < p.basis_begin ? channel : channel + p.width);
         }
       if (turn == 0) ptx::prefetch_tensor_map(p.out);
     }
@@ -133,6 +151,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
            ((column_piece ^ (lane & 7)) << 4);
   };
   float c[kTokens / 2];
+  if (clustered && p.splits == 1) ptx::cluster_wait();  // no thread leaves without it
   ptx::mbarrier_wait(basis_full, 0);
   float bias[2] = {0, 0};
   if (p.bias != nullptr && block < p.column_blocks) {

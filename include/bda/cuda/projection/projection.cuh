@@ -31,7 +31,7 @@ struct LaunchShape {
   dim3 grid;
   int threads;
   std::size_t shared_bytes;
-  int cluster = 1;
+  int cluster = 1, cluster_y = 1;
 };
 
 template <class... Params>
@@ -56,10 +56,10 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& sh
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  if (shape.cluster > 1) {
+  if (shape.cluster * shape.cluster_y > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-    attributes[config.numAttrs].val.clusterDim.y = 1;
+    attributes[config.numAttrs].val.clusterDim.y = static_cast<unsigned>(shape.cluster_y);
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params...);
@@ -130,7 +130,7 @@ template <class T, int kTokens>
 Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
                  cudaStream_t stream) {
   Sm90SmallParams p{};
-  if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, kTokens / config.sharers, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
   p.coefficients = a.coefficients;
   p.bias = a.bias;
@@ -138,6 +138,7 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   p.chunks = static_cast<int>(a.packing.channel_blocks());
   p.column_blocks = static_cast<int>(a.packing.column_blocks());
   p.splits = config.splits;
+  p.sharers = config.sharers;
   p.slots = small_slots(p.chunks, kTokens, config.tile_columns, config.splits);
   p.dependent = a.dependent_launch;
   p.basis_begin = static_cast<int>(a.basis_begin);
@@ -149,7 +150,7 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
                           2 * config.tile_columns + 128,
                           static_cast<std::size_t>(small_shared_bytes(
                               p.slots, kTokens, config.tile_columns, config.splits)),
-                          config.splits};
+                          config.splits, config.sharers};
   return launch("sm90_small launch", sm90_small_kernel<T, kTokens>, shape, a.dependent_launch,
                 stream, p);
 }

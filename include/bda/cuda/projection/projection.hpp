@@ -31,7 +31,7 @@ template <class T>
 template <class T>
 [[nodiscard]] ProjectionConfig config_for(const ProjectionArguments<T>& args,
                                           const DeviceInfo& device) {
-  return args.force ? *args.force : pick(args.shape(), device);
+  return args.force ? *args.force : pick(args.shape(), device, args.dependent_launch);
 }
 
 /// Bytes of device memory `run` needs besides the operands, 256-byte aligned. Present kernels keep

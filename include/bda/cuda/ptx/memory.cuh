@@ -114,6 +114,18 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensor
       : "memory");
 }
 
+/// The same to this place of every CTA of the cluster whose bit is set in `ctas`, each counting the
+/// bytes on its own `barrier`.
+__device__ __forceinline__ void tensor_load_multicast(std::uint32_t shared, const CUtensorMap& map,
+                                                      std::uint32_t barrier, int x, int y,
+                                                      std::uint16_t ctas) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
+      "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"(ctas)
+      : "memory");
+}
+
 /// The box at (x, y, z, w) of a 4-D tensor, likewise.
 __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
                                             std::uint32_t barrier, int x, int y, int z, int w) {
