@@ -174,11 +174,29 @@ class CudaBackend {
   }
 
   Status run(const Arguments& args, std::span<std::byte> workspace, cudaStream_t stream) const {
-    return run(args, static_cast<Cache*>(nullptr), workspace, stream);
+    return run(args, nullptr, workspace, stream, [] { return Status{}; });
   }
   Status run(const Arguments& args, Cache& cache, std::span<std::byte> workspace,
              cudaStream_t stream) const {
-    return run(args, &cache, workspace, stream);
+    return run(args, &cache, workspace, stream, [] { return Status{}; });
+  }
+  /// The same, `cache` may be null; `first` is called once everything is checked, and what it
+  /// launches comes before all of this layer.
+  template <class First>
+  Status run(const Arguments& args, Cache* cache, std::span<std::byte> workspace,
+             cudaStream_t stream, const First& first) const {
+    if (Status s = check_operands(args, cache); !s.ok()) return s;
+    const Buffers b = buffers(args, cache, workspace.data());
+    if (Status s = cuda::detail::check_workspace(b.bytes(), workspace.data(), workspace.size());
+        !s.ok())
+      return s;
+    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
+      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
+    const cuda::AttendArguments<T> step = attention_step(args, cache, b);
+    if constexpr (requires { Attend::check(step, device_); })
+      if (Status s = Attend::check(step, device_); !s.ok()) return s;
+    if (Status s = first(); !s.ok()) return s;
+    return launch(args, cache, step, b, stream);
   }
 
  private:
@@ -354,6 +372,9 @@ class CudaBackend {
         return refuse("kMaterialized here, as keys or values have a bias or a scattered basis");
       if (config().kv_heads != config().heads || config().rope_key_heads() != 1)
         return refuse("kMaterialized here, as heads share keys or have rotary keys of their own");
+      const std::int64_t rows = args.x.extent(0) * args.x.extent(1);
+      if (rows > 65535)  // of the absorbed products
+        return Status::invalid("x.extent(0) * x.extent(1), absorbed", "at most", 65535, rows);
     }
     // Query i has position i + (tokens in the cache): the attention step counts from the last key.
     const std::int64_t offset = cache == nullptr ? 0 : cache->length();
@@ -384,19 +405,8 @@ class CudaBackend {
     return {};
   }
 
-  Status run(const Arguments& args, Cache* cache, std::span<std::byte> workspace,
-             cudaStream_t stream) const {
-    if (Status s = check_operands(args, cache); !s.ok()) return s;
-    const Buffers b = buffers(args, cache, workspace.data());
-    if (Status s = cuda::detail::check_workspace(b.bytes(), workspace.data(), workspace.size());
-        !s.ok())
-      return s;
-    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
-      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
-    const cuda::AttendArguments<T> step = attention_step(args, cache, b);
-    if constexpr (requires { Attend::check(step, device_); })
-      if (Status s = Attend::check(step, device_); !s.ok()) return s;
-
+  Status launch(const Arguments& args, Cache* cache, const cuda::AttendArguments<T>& step,
+                const Buffers& b, cudaStream_t stream) const {
     const Shape shape = CudaBackend::shape(args, cache);
     if (args.mask.key_lengths != nullptr)
       if (Status s =

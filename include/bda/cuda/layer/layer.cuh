@@ -5,6 +5,7 @@
 
 #include "bda/cuda/layer/layer.hpp"
 #include "bda/cuda/projection/projection.cuh"
+#include "bda/cuda/ptx/matrix.cuh"
 
 /// The bodies of layer.hpp.
 namespace bda::inline v0::cuda {
@@ -107,6 +108,36 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class T>
+struct OtherHalf;  // of the two 16-bit types
+template <>
+struct OtherHalf<__half> {
+  using type = __nv_bfloat16;
+};
+template <>
+struct OtherHalf<__nv_bfloat16> {
+  using type = __half;
+};
+
+/// 8 channels a thread.
+template <class From, class To>
+__global__ void __launch_bounds__(256)
+    cast_rows_kernel(const DeviceView<const From, 3> from, const DeviceView<To, 3> to,
+                     std::int64_t count) {
+  const std::int64_t at = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (at >= count) return;
+  const std::int64_t steps = to.extents[2] / 8, row = at / steps, channel = at % steps * 8;
+  const std::int64_t batch = row / to.extents[1], token = row % to.extents[1];
+  const uint4 read = *reinterpret_cast<const uint4*>(from.data + batch * from.strides[0] +
+                                                     token * from.strides[1] + channel);
+  const auto cast = [](std::uint32_t pair) {
+    const float2 v = ptx::unpack_pair<From>(pair);
+    return ptx::pack_pair<To>(v.x, v.y);
+  };
+  *reinterpret_cast<uint4*>(to.data + batch * to.strides[0] + token * to.strides[1] + channel) =
+      make_uint4(cast(read.x), cast(read.y), cast(read.z), cast(read.w));
+}
+
+template <class T>
 __global__ void __launch_bounds__(256)
     gather_columns_kernel(const DeviceView<const T, 2> x, const std::int32_t* columns,
                           const DeviceView<T, 2> out, std::int64_t count) {
@@ -173,6 +204,16 @@ Status copy_rows(const TensorView<const T, 4>& from, const TensorView<T, 4>& to,
                              to.size() / 8);
 }
 
+template <class From, class To>
+Status cast_rows(const TensorView<const From, 3>& from, const TensorView<To, 3>& to,
+                 cudaStream_t stream) {
+  if (to.extent(2) % 8 != 0)
+    return Status::invalid("to.extent(2)", "a multiple of", 8, to.extent(2));
+  return detail::launch_over("cast_rows launch", detail::cast_rows_kernel<From, To>, to.size() / 8,
+                             256, stream, detail::DeviceView(from), detail::DeviceView(to),
+                             to.size() / 8);
+}
+
 template <class T>
 Status gather_columns(const TensorView<const T, 2>& x, const std::int32_t* columns,
                       const TensorView<T, 2>& out, cudaStream_t stream) {
@@ -208,6 +249,9 @@ Status set_lengths(const std::int64_t* lengths, std::int64_t count, std::int32_t
                                               double, std::int64_t, cudaStream_t);                 \
   template ::bda::Status bda::cuda::copy_rows<T>(const ::bda::TensorView<const T, 4>&,             \
                                                  const ::bda::TensorView<T, 4>&, cudaStream_t);    \
+  template ::bda::Status bda::cuda::cast_rows<T>(                                                  \
+      const ::bda::TensorView<const T, 3>&,                                                        \
+      const ::bda::TensorView<::bda::cuda::detail::OtherHalf<T>::type, 3>&, cudaStream_t);         \
   template ::bda::Status bda::cuda::gather_columns<T>(                                             \
       const ::bda::TensorView<const T, 2>&, const std::int32_t*, const ::bda::TensorView<T, 2>&,   \
       cudaStream_t);                                                                               \

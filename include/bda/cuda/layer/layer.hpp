@@ -9,9 +9,9 @@
 
 /// What stands between the products of an attention layer, for plain C++: norms, rotations, copies.
 /// Bodies and kernels are in layer.cuh; BDA_INSTANTIATE_CUDA_LAYER(T) for __half, __nv_bfloat16.
-/// Views are of device memory with unit stride in the last dimension. rotate and copy_rows move 16
-/// bytes at a time: widths and strides are multiples of 8 elements, pointers aligned to 16 bytes.
-/// Nothing is checked but the widths and the launch. Arithmetic is in fp32.
+/// Views are of device memory with unit stride in the last dimension. rotate, copy_rows and
+/// cast_rows move 16 bytes at a time: widths and strides are multiples of 8 elements, pointers
+/// aligned to 16 bytes. Nothing is checked but the widths and the launch. Arithmetic is in fp32.
 namespace bda::inline v0::cuda {
 
 /// out = x / sqrt(mean(x^2) + epsilon) * weight over the last dimension; `out` may be `x`.
@@ -29,6 +29,12 @@ template <class T>
 /// to = from, both [batch, tokens, heads, width]; a head stride of 0 in `from` repeats it.
 template <class T>
 [[nodiscard]] Status copy_rows(const TensorView<const T, 4>& from, const TensorView<T, 4>& to,
+                               cudaStream_t stream);
+
+/// to = from, both [batch, tokens, width], each value rounded to nearest. From and To are the two
+/// 16-bit types; instantiated with From.
+template <class From, class To>
+[[nodiscard]] Status cast_rows(const TensorView<const From, 3>& from, const TensorView<To, 3>& to,
                                cudaStream_t stream);
 
 /// out[t, i] = x[t, columns[i]].
