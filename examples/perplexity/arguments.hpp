@@ -28,6 +28,9 @@ deepseek_v2, gpt2 or llama checkpoint, as published or as bda_convert made it. E
   --sides LIST        qk, vo or qk,vo (default: every side that is exact)
   --dtype TYPE        fp64, fp32, fp16 or bf16: how all weights are stored, original and
                       decomposed alike (default: as in the checkpoint)
+  --attention-dtype T with --device cuda --dtype bf16: fp16 or bf16, how attention layers are
+                      stored and what they compute in, original and decomposed alike (default:
+                      fp16 where layers have no latent to rotate)
   --rounding MODE     aware or plain: how the decomposition is rounded to 16 bits (default: aware)
   --original DIR      with a converted MODEL_DIR: the checkpoint it was made from, to compare with
   --windows N         the first N windows only
@@ -52,6 +55,7 @@ struct Arguments {
   std::optional<bda::BasisStrategy> basis;
   std::optional<bda::Sides> sides;
   std::optional<bda::DType> dtype;
+  std::optional<bda::DType> attention_dtype;  // where it is another
   bda::Rounding rounding = bda::Rounding::kAware;
   std::optional<std::int64_t> windows;
   int threads = 1;
@@ -121,6 +125,8 @@ inline Arguments parse_arguments(std::span<const char* const> given) {
       args.sides = parse_sides(value());
     else if (option == "--dtype")
       args.dtype = bda::parse_dtype(value());
+    else if (option == "--attention-dtype")
+      args.attention_dtype = bda::parse_dtype(value());
     else if (option == "--rounding")
       args.rounding = parse_rounding(value());
     else if (option == "--windows")

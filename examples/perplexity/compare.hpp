@@ -1,8 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -56,16 +58,17 @@ std::vector<double> token_losses(const Model& model, const bda::Matrix<std::int6
 }
 
 /// The same of the checkpoint with `attention` in place of its own, where the command line says.
-template <class T>
+template <class T, class A>
 std::vector<double> token_losses(const Arguments& args,
                                  const checkpoint::TransformerWeights<T>& weights,
-                                 std::vector<bda::AttentionWeights<T>> attention,
+                                 std::vector<bda::AttentionWeights<A>> attention,
                                  const bda::Matrix<std::int64_t>& tokens,
                                  const std::string& label) {
   if (args.device == Device::kCuda) {
     if constexpr (sizeof(T) == 2) {
 #ifdef PERPLEXITY_CUDA
-      return token_losses<8>(CudaLanguageModel<T>(weights, std::move(attention)), tokens, 1, label);
+      return token_losses<8>(CudaLanguageModel<T, A>(weights, std::move(attention)), tokens, 1,
+                             label);
 #else
       throw bda::Error("--device", "cpu, as this program was built without CUDA", "cuda");
 #endif
@@ -74,8 +77,10 @@ std::vector<double> token_losses(const Arguments& args,
                        std::string(name_of(bda::StorageTraits<T>::dtype)));
     }
   }
-  return token_losses<2>(LanguageModel<T>(weights, std::move(attention)), tokens, args.threads,
-                         label);
+  if constexpr (std::is_same_v<T, A>)
+    return token_losses<2>(LanguageModel<T>(weights, std::move(attention)), tokens, args.threads,
+                           label);
+  std::abort();  // `compare` lets only the GPU have two types
 }
 
 inline double perplexity_of(const std::vector<double>& losses) {
@@ -123,24 +128,24 @@ bda::Sides exact_sides(const checkpoint::TransformerWeights<T>& weights) {
   return sides;
 }
 
-template <class T>
-std::vector<bda::AttentionWeights<T>> original_attention(
+template <class A, class T>
+std::vector<bda::AttentionWeights<A>> original_attention(
     const checkpoint::TransformerWeights<T>& weights) {
-  std::vector<bda::AttentionWeights<T>> attention;
-  for (const auto& layer : weights.layers) attention.push_back(layer.attention);
+  std::vector<bda::AttentionWeights<A>> attention;
+  for (const auto& layer : weights.layers) attention.push_back(bda::convert<A>(layer.attention));
   return attention;
 }
 
-template <class T>
-std::vector<bda::PreparedLayer<T>> decompose(const checkpoint::TransformerWeights<T>& weights,
+template <class A, class T>
+std::vector<bda::PreparedLayer<A>> decompose(const checkpoint::TransformerWeights<T>& weights,
                                              const bda::PreparationOptions& options) {
-  std::vector<bda::PreparedLayer<T>> prepared;
+  std::vector<bda::PreparedLayer<A>> prepared;
   ProgressBar progress("decomposing layers", static_cast<std::int64_t>(weights.layers.size()));
   for (std::size_t i = 0; i < weights.layers.size(); ++i) {
     try {
-      using Source = bda_project::Source<T>;  // holds every T exactly
+      using Source = bda_project::Source<A>;  // holds every T exactly
       prepared.push_back(
-          bda::prepare<T>(bda::convert<Source>(weights.layers[i].attention), options));
+          bda::prepare<A>(bda::convert<Source>(weights.layers[i].attention), options));
     } catch (const bda::Error& error) {
       throw bda::Error("layer " + std::to_string(i) + ", " + error.name(), error.expected(),
                        error.given());
@@ -151,7 +156,7 @@ std::vector<bda::PreparedLayer<T>> decompose(const checkpoint::TransformerWeight
 }
 
 /// What both kinds of run have in common: the model in T and what it is measured on.
-template <class T>
+template <class A, class T>
 Comparison describe(const Arguments& args, const checkpoint::TransformerWeights<T>& weights,
                     const EvaluationSet& set) {
   Comparison result;
@@ -159,6 +164,7 @@ Comparison describe(const Arguments& args, const checkpoint::TransformerWeights<
   result.evaluation = args.evaluation.filename();
   result.model_type = weights.model_type;
   result.dtype = bda::StorageTraits<T>::dtype;
+  result.attention_dtype = bda::StorageTraits<A>::dtype;
   result.rounding = name_of(args.rounding);
   result.device = name_of(args.device);
   result.windows = set.tokens.rows;
@@ -166,12 +172,12 @@ Comparison describe(const Arguments& args, const checkpoint::TransformerWeights<
   return result;
 }
 
-template <class T>
+template <class A, class T>
 void measure_original(const Arguments& args, const checkpoint::TransformerWeights<T>& weights,
                       const EvaluationSet& set, Comparison& result) {
   const Stopwatch time;
   const std::vector<double> losses =
-      token_losses(args, weights, original_attention(weights), set.tokens, "original  ");
+      token_losses(args, weights, original_attention<A>(weights), set.tokens, "original  ");
   result.seconds_original = time.seconds();
   result.perplexity_original = perplexity_of(losses);
   if (set.reference_losses.empty()) return;
@@ -179,9 +185,9 @@ void measure_original(const Arguments& args, const checkpoint::TransformerWeight
   result.max_token_loss_error = max_difference(losses, set.reference_losses.values);
 }
 
-template <class T>
+template <class T, class A>
 void measure_decomposed(const Arguments& args, const checkpoint::TransformerWeights<T>& weights,
-                        std::vector<bda::AttentionWeights<T>> attention, const EvaluationSet& set,
+                        std::vector<bda::AttentionWeights<A>> attention, const EvaluationSet& set,
                         Comparison& result) {
   const Stopwatch time;
   result.perplexity_bd =
@@ -198,16 +204,16 @@ std::int64_t attention_bytes(const checkpoint::TransformerWeights<T>& weights) {
 
 /// A checkpoint that is decomposed already, as it is, and the one it was made from where the
 /// command line names it.
-template <class T>
-Comparison compare_converted(const Arguments& args, const checkpoint::Checkpoint& converted) {
+template <class A, class T>
+Comparison compare_converted(const Arguments& args, const checkpoint::Checkpoint& converted,
+                             const checkpoint::TransformerWeights<T>& weights) {
   if (args.basis || args.sides || args.force_inexact)
     throw bda::Error(args.model.string(),
                      "a checkpoint that is not converted, with --basis, --sides or --force-inexact",
                      "a converted one");
-  const auto weights = checkpoint::load_transformer<T>(converted);
   const EvaluationSet set = read_evaluation_set(args.evaluation, args.windows, weights.vocab_size(),
                                                 weights.max_positions);
-  Comparison result = describe(args, weights, set);
+  Comparison result = describe<A>(args, weights, set);
   result.rounding = "converted";
   bda::Sides sides{.qk = false, .vo = false};
   std::set<std::string> bases;
@@ -228,19 +234,19 @@ Comparison compare_converted(const Arguments& args, const checkpoint::Checkpoint
     const auto plain = checkpoint::load_transformer<T>(original);
     result.model_bytes.original = bytes_of(plain);
     result.attention_bytes.original = attention_bytes(plain);
-    measure_original(args, plain, set, result);
+    measure_original<A>(args, plain, set, result);
   }
-  measure_decomposed(args, weights, original_attention(weights), set, result);
+  measure_decomposed(args, weights, original_attention<A>(weights), set, result);
   return result;
 }
 
-template <class T>
-Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoint) {
-  if (!checkpoint.bd.empty()) return compare_converted<T>(args, checkpoint);
+/// A checkpoint as published, which is decomposed here.
+template <class A, class T>
+Comparison compare_published(const Arguments& args,
+                             const checkpoint::TransformerWeights<T>& weights) {
   if (args.original)
     throw bda::Error("--original", "a converted MODEL_DIR to compare with",
                      "one that is decomposed here");
-  const auto weights = checkpoint::load_transformer<T>(checkpoint);
   const EvaluationSet set = read_evaluation_set(args.evaluation, args.windows, weights.vocab_size(),
                                                 weights.max_positions);
   const bda::Sides exact = exact_sides(weights);
@@ -251,16 +257,16 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   options.allow_inexact = args.force_inexact;
   options.threads = args.threads;
 
-  Comparison result = describe(args, weights, set);
+  Comparison result = describe<A>(args, weights, set);
   result.sides = name_of(options.sides);
   result.exact = (exact.qk || !options.sides.qk) && (exact.vo || !options.sides.vo);
 
   const Stopwatch prepare_time;
-  std::vector<bda::PreparedLayer<T>> prepared = decompose(weights, options);
+  std::vector<bda::PreparedLayer<A>> prepared = decompose<A>(weights, options);
   result.seconds_prepare = prepare_time.seconds();
   result.model_bytes.original = result.model_bytes.bd = bytes_of(weights);
-  std::vector<bda::AttentionWeights<T>> decomposed;
-  for (bda::PreparedLayer<T>& layer : prepared) {
+  std::vector<bda::AttentionWeights<A>> decomposed;
+  for (bda::PreparedLayer<A>& layer : prepared) {
     result.attention_bytes.original += layer.report.bytes_before;
     result.attention_bytes.bd += layer.report.bytes_after;
     result.layers.push_back(summary_of(layer.report));
@@ -269,9 +275,40 @@ Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoi
   result.model_bytes.bd += result.attention_bytes.bd - result.attention_bytes.original;
   result.basis = prepared.front().report.basis;
 
-  measure_original(args, weights, set, result);
+  measure_original<A>(args, weights, set, result);
   measure_decomposed(args, weights, std::move(decomposed), set, result);
   return result;
+}
+
+/// With the attention layers' weights in A.
+template <class A, class T>
+Comparison compare_in(const Arguments& args, const checkpoint::Checkpoint& checkpoint,
+                      const checkpoint::TransformerWeights<T>& weights) {
+  return checkpoint.bd.empty() ? compare_published<A>(args, weights)
+                               : compare_converted<A>(args, checkpoint, weights);
+}
+
+template <class T>
+Comparison compare(const Arguments& args, const checkpoint::Checkpoint& checkpoint) {
+  const auto weights = checkpoint::load_transformer<T>(checkpoint);
+  constexpr bda::DType kOwn = bda::StorageTraits<T>::dtype;
+#ifdef PERPLEXITY_CUDA
+  if constexpr (std::is_same_v<T, Eigen::bfloat16>)
+    if (args.device == Device::kCuda) {
+      // Bases that are no rotations leave queries and keys too large for the 8 bits of bf16.
+      const bool rotates =
+          std::all_of(weights.layers.begin(), weights.layers.end(),
+                      [](const auto& layer) { return layer.attention.latent.has_value(); });
+      if (args.attention_dtype.value_or(rotates ? kOwn : bda::DType::kF16) == bda::DType::kF16)
+        return compare_in<Eigen::half>(args, checkpoint, weights);
+    }
+#endif
+  if (args.attention_dtype.value_or(kOwn) != kOwn)
+    throw bda::Error("--attention-dtype", "as --dtype, or fp16 with --dtype bf16 --device cuda",
+                     std::string(name_of(*args.attention_dtype)) + " with --dtype " +
+                         std::string(name_of(kOwn)) + " --device " +
+                         std::string(name_of(args.device)));
+  return compare_in<T>(args, checkpoint, weights);
 }
 
 }  // namespace perplexity

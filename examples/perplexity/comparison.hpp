@@ -32,7 +32,7 @@ struct LayerSummary {
 struct Comparison {
   std::string model, evaluation;  // names of the folder and the file
   std::string model_type;
-  bda::DType dtype{};
+  bda::DType dtype{}, attention_dtype{};
   std::string basis, sides, rounding, device;  // as on the command line
   bool exact = true;  // false where a side was forced that is not the same attention
   std::int64_t windows = 0, tokens_per_window = 0;

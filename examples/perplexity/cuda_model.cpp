@@ -14,17 +14,26 @@
 
 namespace perplexity {
 
+template <class T, class A>
+struct BackendOf {
+  using type = bda::CastingCudaBackend<T, bda::CudaBackend<A>>;
+};
 template <class T>
-class CudaLanguageModel<T>::State {
+struct BackendOf<T, T> {
+  using type = bda::CudaBackend<T>;
+};
+
+template <class T, class A>
+class CudaLanguageModel<T, A>::State {
  public:
-  using Attention = bda::BDAttention<bda::CudaBackend<T>>;
-  using Element = typename bda::CudaBackend<T>::Compute;
+  using Attention = bda::BDAttention<typename BackendOf<T, A>::type>;
+  using Element = typename Attention::Compute;
   template <class U>
   using Array = bda::cuda::DeviceArray<U>;
   using Product = bda::cuda::Product<Element>;
 
   State(const checkpoint::TransformerWeights<T>& weights,
-        std::vector<bda::AttentionWeights<T>> attention)
+        std::vector<bda::AttentionWeights<A>> attention)
       : hidden_(weights.hidden_dim()),
         vocab_(weights.vocab_size()),
         embedding_(weights.embedding.data(), weights.embedding.size()),
@@ -138,7 +147,7 @@ class CudaLanguageModel<T>::State {
   };
 
   struct Layer {
-    Layer(const checkpoint::TransformerLayer<T>& layer, bda::AttentionWeights<T> weights,
+    Layer(const checkpoint::TransformerLayer<T>& layer, bda::AttentionWeights<A> weights,
           const std::shared_ptr<const bda::cuda::BlasHandle>& blas)
         : attention_norm(layer.attention_norm),
           mlp_norm(layer.mlp_norm),
@@ -222,20 +231,21 @@ class CudaLanguageModel<T>::State {
   Array<std::byte> workspace_;
 };
 
-template <class T>
-CudaLanguageModel<T>::CudaLanguageModel(const checkpoint::TransformerWeights<T>& weights,
-                                        std::vector<bda::AttentionWeights<T>> attention)
+template <class T, class A>
+CudaLanguageModel<T, A>::CudaLanguageModel(const checkpoint::TransformerWeights<T>& weights,
+                                           std::vector<bda::AttentionWeights<A>> attention)
     : state_(std::make_unique<State>(weights, std::move(attention))) {}
-template <class T>
-CudaLanguageModel<T>::~CudaLanguageModel() = default;
-template <class T>
-void CudaLanguageModel<T>::token_losses(std::span<const std::int64_t> tokens, std::int64_t length,
-                                        std::span<double> losses) const {
+template <class T, class A>
+CudaLanguageModel<T, A>::~CudaLanguageModel() = default;
+template <class T, class A>
+void CudaLanguageModel<T, A>::token_losses(std::span<const std::int64_t> tokens,
+                                           std::int64_t length, std::span<double> losses) const {
   state_->token_losses(tokens, length, losses);
 }
 
 template class CudaLanguageModel<Eigen::half>;
 template class CudaLanguageModel<Eigen::bfloat16>;
+template class CudaLanguageModel<Eigen::bfloat16, Eigen::half>;
 
 }  // namespace perplexity
 

@@ -12,15 +12,16 @@ namespace perplexity {
 namespace checkpoint = bda::checkpoint;
 
 /// The language model of language_model.hpp wholly on the current GPU: weights and products in T
-/// (Eigen::half or Eigen::bfloat16), attention by BDAttention<CudaBackend<T>>, the residual stream,
-/// norms and losses in fp32. Compiled where there is a CUDA toolkit.
-template <class T>
+/// (Eigen::half or Eigen::bfloat16), attention by BDAttention<CudaBackend<A>>, cast to and from T
+/// where A is another type, the residual stream, norms and losses in fp32. Compiled where there is
+/// a CUDA toolkit, for A = T and for half in bfloat16.
+template <class T, class A = T>
 class CudaLanguageModel {
  public:
   /// Copies `weights`; their own attention weights are not used. Throws bda::Error where there is
   /// no device, and for a layer with experts.
   CudaLanguageModel(const checkpoint::TransformerWeights<T>& weights,
-                    std::vector<bda::AttentionWeights<T>> attention);
+                    std::vector<bda::AttentionWeights<A>> attention);
   ~CudaLanguageModel();
 
   /// As in LanguageModel: -log p of each token but the first of each sequence, [sequences,

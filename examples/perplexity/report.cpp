@@ -60,6 +60,7 @@ Json to_json(const Comparison& r) {
   return {{"model", r.model},
           {"evaluation", r.evaluation},
           {"dtype", bda::name_of(r.dtype)},
+          {"attention_dtype", bda::name_of(r.attention_dtype)},
           {"device", r.device},
           {"basis", r.basis},
           {"sides", r.sides},
@@ -81,8 +82,8 @@ Json to_json(const Comparison& r) {
 }
 
 bool same_run(const Json& a, const Json& b) {
-  for (const char* key :
-       {"model", "evaluation", "dtype", "device", "basis", "sides", "rounding", "windows"})
+  for (const char* key : {"model", "evaluation", "dtype", "attention_dtype", "device", "basis",
+                          "sides", "rounding", "windows"})
     if (a.value(key, Json()) != b.value(key, Json())) return false;
   return true;
 }
@@ -102,7 +103,11 @@ Json read_runs(const std::filesystem::path& file) {
 
 void print(const Comparison& r, std::ostream& out) {
   out << "model        " << r.model << " (" << r.model_type << "), weights in "
-      << bda::name_of(r.dtype) << (r.device == "cuda" ? ", on the GPU" : "") << '\n'
+      << bda::name_of(r.dtype)
+      << (r.attention_dtype == r.dtype
+              ? ""
+              : ", attention in " + std::string(bda::name_of(r.attention_dtype)))
+      << (r.device == "cuda" ? ", on the GPU" : "") << '\n'
       << "evaluation   " << r.evaluation << ", "
       << format("%lld windows of %lld tokens\n", static_cast<long long>(r.windows),
                 static_cast<long long>(r.tokens_per_window))

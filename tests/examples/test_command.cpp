@@ -84,6 +84,14 @@ TEST_CASE("What cannot be read or decomposed: status 1 and the library's error")
   CHECK(contains(rotated.err, "rotary embedding"));
 }
 
+TEST_CASE("Attention in another type than the model is for the GPU, and says so") {
+  const Outcome outcome = run(fixture_arguments("gpt2") + " --dtype bf16 --attention-dtype fp16");
+  CHECK(outcome.status == 1);
+  CHECK(contains(outcome.err, "--attention-dtype"));
+  CHECK(contains(outcome.err, "fp16 with --dtype bf16 --device cpu"));
+  CHECK(run(fixture_arguments("gpt2") + " --dtype bf16 --attention-dtype bf16").status == 0);
+}
+
 TEST_CASE("BDA in double is the original, for every fixture and all sides that are exact") {
   const std::string name =
       GENERATE(as<std::string>{}, "deepseek_v2_yarn", "deepseek_v2_q_lora", "gpt2", "llama");
