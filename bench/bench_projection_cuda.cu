@@ -44,6 +44,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
     if (validate(c, args.shape(), device).ok()) configs.push_back(c);
   };
   add(ProjectionKernel::kSm80, 128, 128, 1);
+  add(ProjectionKernel::kSm80Resident, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   if (args.x.extent(0) > 512) return configs;

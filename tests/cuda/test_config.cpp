@@ -52,14 +52,17 @@ TEST_CASE("the choice follows shape, type and device", "[cuda][config]") {
   CHECK(pick(deepseek(4096), kH100).kernel == ProjectionKernel::kSm90Resident);
   CHECK(pick(deepseek(1), kH100).kernel == ProjectionKernel::kSm90Small);
   CHECK(pick(deepseek(64), kH100).kernel == ProjectionKernel::kSm90Small);
-  CHECK(pick(deepseek(4096), kH100WithoutSm90aCode).kernel == ProjectionKernel::kSm80);
-  CHECK(pick(deepseek(4096), kA100).kernel == ProjectionKernel::kSm80);
+  CHECK(pick(deepseek(4096), kH100WithoutSm90aCode).kernel == ProjectionKernel::kSm80Resident);
+  CHECK(pick(deepseek(64), kH100WithoutSm90aCode).kernel == ProjectionKernel::kSm80);
+  CHECK(pick(deepseek(4096), kA100).kernel == ProjectionKernel::kSm80);  // too little shared memory
 
   ProjectionShape deep = deepseek(8192, 16);
   deep.kv_dim = 2048;
   CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm90Stream);
   deep.basis_begin = 8;  // cuts a tile of 64 channels
   CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm80);
+  ProjectionShape odd{DType::kBF16, 4096, 400, 80, 16, 8};
+  CHECK(pick(odd, kH100).kernel == ProjectionKernel::kSm80Resident);
 
   ProjectionShape single = deepseek(4096);
   single.dtype = DType::kF32;
@@ -96,7 +99,7 @@ TEST_CASE("sharing is refused where a part of x would be missing", "[cuda][confi
     const ProjectionConfig c{ProjectionKernel::kSm90Small, 64, 64, splits, "", sharers};
     return validate(c, s, kH100).message();
   };
-  CHECK(message(1, 2, deepseek(64)).empty());
+  CHECK(validate({ProjectionKernel::kSm90Small, 64, 64, 1, "", 2}, deepseek(64), kH100).ok());
   CHECK(message(1, 3, deepseek(64)).find("config.sharers: expected 1, 2 or = 4, got 3") == 0);
   CHECK(message(2, 2, deepseek(64)).find("config.splits with sharers") == 0);
   ProjectionShape odd{DType::kF16, 64, 448, 64, 3, 0};  // three tiles of columns

@@ -103,6 +103,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   };
   add(ProjectionKernel::kSimt, 64, 64, 1);
   add(ProjectionKernel::kSm80, 128, 128, 1);
+  add(ProjectionKernel::kSm80Resident, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   for (int tokens : {16, 32, 64})
@@ -247,7 +248,7 @@ TEMPLATE_TEST_CASE("a token's bits do not depend on the other tokens", "[gpu][de
   Problem<T> p(300, 512, 128, 6, 64, {0, 0, false, true});
   const std::size_t row = static_cast<std::size_t>(p.args.out.stride(0)) * sizeof(T);
   const std::size_t start = static_cast<std::size_t>(Problem<T>::kGuard) * sizeof(T);
-  std::vector<std::uint8_t> unsplit;
+  std::vector<std::uint8_t> unsplit, by_sm80;
   for (const ProjectionConfig& config : all_configs(p.args.shape(), device)) {
     INFO(describe(config, p.args.shape()));
     p.args.force = config;
@@ -255,10 +256,14 @@ TEMPLATE_TEST_CASE("a token's bits do not depend on the other tokens", "[gpu][de
     REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
     const std::vector<std::uint8_t> together = p.out.host();
     // The tensor-core kernels of sm_90a that do not split start from the basis and add the channels
-    // in the same order: the choice among them changes nothing either.
-    const bool sm90 = config.kernel != ProjectionKernel::kSm80 && config.splits == 1;
-    if (sm90 && unsplit.empty()) unsplit = together;
-    if (sm90) CHECK(together == unsplit);
+    // in the same order: the choice among them changes nothing either. So do those of sm_80.
+    const bool sm80 = config.kernel == ProjectionKernel::kSm80 ||
+                      config.kernel == ProjectionKernel::kSm80Resident;
+    if (config.splits == 1) {
+      std::vector<std::uint8_t>& like = sm80 ? by_sm80 : unsplit;
+      if (like.empty()) like = together;
+      CHECK(together == like);
+    }
     for (auto [first, count] : {std::pair{0, 1}, {5, 17}, {100, 130}, {299, 1}}) {
       Problem<T> part(count, 512, 128, 6, 64, {0, 0, false, true});
       part.args.coefficients = p.args.coefficients;

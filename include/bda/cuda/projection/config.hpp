@@ -35,13 +35,15 @@ struct DeviceInfo {
 enum class ProjectionKernel {
   kSimt,          // fp32, any device
   kSm80,          // fp16 and bf16, cp.async and mma.sync, sm_80 and up
+  kSm80Resident,  // the same, x stays in shared memory over the heads
   kSm90Small,     // sm_90a, few tokens: every CTA has its whole slice of C in flight at once
   kSm90Stream,    // sm_90a, any depth: x and C stream through one ring
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
 };
 
 [[nodiscard]] constexpr const char* name_of(ProjectionKernel kernel) {
-  constexpr std::array names{"simt", "sm80", "sm90_small", "sm90_stream", "sm90_resident"};
+  constexpr std::array names{"simt",       "sm80",        "sm80_resident",
+                             "sm90_small", "sm90_stream", "sm90_resident"};
   return names[static_cast<std::size_t>(kernel)];
 }
 
@@ -91,6 +93,12 @@ constexpr int small_slots(std::int64_t chunks, int tile_tokens, int tile_columns
 
 constexpr int kMaxCluster = 8;  // the portable limit
 
+/// Shared memory of sm80_resident: 128 rows of x in blocks of 64 rest and 64 basis channels, and
+/// two rings of three times 64 channels x 128 columns.
+constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
+  return (ceil_div(s.rest(), 64) + ceil_div(s.width, 64) + 2 * 3) * (128 * 128);
+}
+
 }  // namespace detail
 
 /// Whether `config` can compute `shape` on `device`; the Status names what does not fit.
@@ -119,6 +127,14 @@ constexpr int kMaxCluster = 8;  // the portable limit
   if (config.kernel == ProjectionKernel::kSm80) {
     if (device.major < 8)
       return unsupported("compute capability", "at least 8 for fp16 and bf16", 8, device.major);
+    return tile(128, 128);
+  }
+  if (config.kernel == ProjectionKernel::kSm80Resident) {
+    if (device.major < 8)
+      return unsupported("compute capability", "at least 8 for fp16 and bf16", 8, device.major);
+    if (const std::int64_t bytes = detail::sm80_resident_shared_bytes(shape);
+        bytes > device.shared_bytes)
+      return unsupported("shared memory of sm80_resident", "at most", device.shared_bytes, bytes);
     return tile(128, 128);
   }
   if (!device.wgmma)
@@ -195,6 +211,18 @@ inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& 
           "x and C stream; the tile that fills the device's last round best"};
 }
 
+/// x stays where it fits, several tiles of columns pass over it, and there is work for two groups
+/// of warps everywhere.
+inline ProjectionConfig pick_sm80(const ProjectionShape& s, const DeviceInfo& device,
+                                  const char* why) {
+  const ProjectionConfig resident{ProjectionKernel::kSm80Resident, 128, 128, 1, why};
+  const std::int64_t column_tiles = ceil_div(s.columns(), 128);
+  if (validate(resident, s, device).ok() && column_tiles >= 4 &&
+      ceil_div(s.tokens, 128) * column_tiles >= 2 * device.multiprocessors)
+    return resident;
+  return {ProjectionKernel::kSm80, 128, 128, 1, why};
+}
+
 /// CTAs that fetch x in pairs, in the tile that leaves about half of the device's multiprocessors
 /// busy: which pays where C has come before x may be read.
 inline void share_rows(const ProjectionShape& s, const DeviceInfo& device,
@@ -243,11 +271,11 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
                                            bool dependent = false) {
   if (shape.dtype == DType::kF32)
     return {ProjectionKernel::kSimt, 64, 64, 1, "fp32 has no exact tensor-core product"};
-  if (!device.wgmma)
-    return {ProjectionKernel::kSm80, 128, 128, 1, "no sm_90a device, or no code for it"};
+  if (!device.wgmma) return detail::pick_sm80(shape, device, "no sm_90a device, or no code for it");
   if (!detail::fits_sm90(shape))
-    return {ProjectionKernel::kSm80, 128, 128, 1,
-            "a width other than 64 and 128, or a depth or slice that is no multiple of 64"};
+    return detail::pick_sm80(
+        shape, device,
+        "a width other than 64 and 128, or a depth or slice that is no multiple of 64");
   ProjectionConfig config;
   if (detail::pick_small(shape, device, dependent, config)) return config;
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "bda/cuda/ptx/matrix.cuh"
+#include "bda/cuda/projection/sm80_tile.cuh"
 #include "bda/cuda/ptx/memory.cuh"
 
 /// Everything in fp16 and bf16 that the sm_90a kernels do not take, on sm_80 and up: any width,
@@ -16,30 +16,10 @@
 /// already.
 namespace bda::inline v0::cuda {
 
-template <class T>
-struct Sm80Params {
-  const T* x;             // [tokens, kv_dim]
-  const T* coefficients;  // packed
-  const T* bias;          // [heads, width] or null
-  T* out;                 // [tokens, heads, width]
-  std::int64_t x_stride;
-  std::int64_t out_token_stride, out_head_stride;
-  int tokens;
-  int width;
-  int rest;
-  int chunks;         // of 64 rest channels, the last one padded
-  int column_blocks;  // of 64 output columns, the last one padded
-  int columns;
-  int basis_begin;
-  int row_tiles, column_tiles, tiles;
-};
-
 namespace sm80 {
 
-constexpr int kThreads = 128;
 constexpr int kBuffers = 3;
-constexpr int kTileBytes = 128 * 128;  // 128 rows (or columns) x 64 channels
-constexpr int kBandRows = 8;           // row tiles that pass over C together, for L2
+constexpr int kBandRows = 8;  // row tiles that pass over C together, for L2
 
 struct Buffer {
   std::uint8_t x[kTileBytes];  // or the basis of columns 0 to 63
@@ -48,23 +28,6 @@ struct Buffer {
 struct Shared {
   Buffer ring[kBuffers];
 };
-
-/// Lane q of each four holds words 0 to 3; after it, word s of lane q is what word q of lane s was.
-__device__ __forceinline__ void transpose_quad(std::uint32_t (&w)[4]) {
-  const unsigned lane = threadIdx.x & 3;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, (lane & 1) ? w[i] : w[i + 1], 1);
-    w[i] = (lane & 1) ? got : w[i];
-    w[i + 1] = (lane & 1) ? w[i + 1] : got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, (lane & 2) ? w[i] : w[i + 2], 2);
-    w[i] = (lane & 2) ? got : w[i];
-    w[i + 2] = (lane & 2) ? w[i + 2] : got;
-  }
-}
 
 }  // namespace sm80
 
@@ -147,10 +110,8 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
     ptx::async_commit();  // also when empty, so that the count of groups stays even
   };
 
-  // ---- multiplying: warp w has tokens 64 (w / 2) and columns 64 (w % 2) on
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int a_row = (warp / 2) * 64 + (lane & 15), a_piece = lane >> 4;
-  const int b_row = (warp % 2) * 64 + (lane & 7) + ((lane >> 4) << 3), b_piece = (lane >> 3) & 1;
+  // ---- multiplying
+  Tile<T> t(static_cast<int>(threadIdx.x));
   int buffer = 0;
   const auto next_buffer = [&] {
     ptx::async_wait<1>();
@@ -164,92 +125,18 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;
        tile += static_cast<int>(gridDim.x)) {
     const Place place = place_of(tile);
-    const int first_column = place.column + (warp % 2) * 64;
-    float c[4][8][4];
+    const int first_column = place.column + (t.warp % 2) * 64;
     {
-      const std::uint32_t basis = next_buffer() + (warp % 2) * kTileBytes + a_row * 128;
+      const std::uint32_t basis = next_buffer() + (t.warp % 2) * kTileBytes + t.a_row * 128;
       fetch();
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          std::uint32_t b[4];
-          ptx::load_matrices(b, basis + i * 2048 + (((2 * j + a_piece) ^ (lane & 7)) << 4));
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float2 v = ptx::unpack_pair<T>(b[e]);
-            c[i][2 * j + e / 2][2 * (e % 2)] = v.x;
-            c[i][2 * j + e / 2][2 * (e % 2) + 1] = v.y;
-          }
-        }
-      }
+      t.start([&](int piece) { return basis + ((piece ^ (t.lane & 7)) << 4); });
     }
-    if (p.bias != nullptr) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const int column = first_column + j * 8 + 2 * (lane & 3);
-        if (column >= p.columns) break;
-        const float2 v =
-            ptx::unpack_pair<T>(__ldg(reinterpret_cast<const std::uint32_t*>(p.bias + column)));
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) c[i][j][e] += e % 2 == 0 ? v.x : v.y;
-      }
-    }
+    if (p.bias != nullptr) t.add_bias(p.bias, first_column, p.columns);
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
-      const std::uint32_t address = next_buffer(), x = address + a_row * 128;
-      const std::uint32_t w = address + kTileBytes + b_row * 128;
-      std::uint32_t a[2][4][4], b[2][4][4];  // of these 16 channels and of the next
-      const auto load = [&](int k) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          ptx::load_matrices(a[k % 2][i], x + i * 2048 + (((2 * k + a_piece) ^ (lane & 7)) << 4));
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          ptx::load_matrices(b[k % 2][j], w + j * 2048 + (((2 * k + b_piece) ^ (lane & 7)) << 4));
-      };
-      load(0);
-      fetch();  // while these are on their way
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (k < 3) load(k + 1);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int j = 0; j < 8; ++j)
-            ptx::mma_16x8x16<T>(c[i][j], a[k % 2][i], b[k % 2][j / 2][(j % 2) * 2],
-                                b[k % 2][j / 2][(j % 2) * 2 + 1]);
-      }
+      const std::uint32_t address = next_buffer();
+      t.multiply(address, address + kTileBytes, fetch);
     }
-
-    // ---- out, 16 bytes a lane: 8 columns, which lie in one head
-    T* target[2];
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int column = first_column + part * 32 + (lane & 3) * 8;
-      target[part] = column < p.columns
-                         ? p.out + column / p.width * p.out_head_stride + column % p.width
-                         : nullptr;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int token = place.token + (warp / 2) * 64 + i * 16 + half * 8 + lane / 4;
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          std::uint32_t words[4];
-#pragma unroll
-          for (int j = 0; j < 4; ++j)
-            words[j] =
-                ptx::pack_pair<T>(c[i][4 * part + j][2 * half], c[i][4 * part + j][2 * half + 1]);
-          transpose_quad(words);
-          if (token < p.tokens && target[part] != nullptr)
-            *reinterpret_cast<uint4*>(target[part] + token * p.out_token_stride) =
-                make_uint4(words[0], words[1], words[2], words[3]);
-        }
-      }
+    t.store(p, place.token, first_column);
   }
   ptx::async_wait<0>();
 #endif

@@ -11,6 +11,7 @@
 #include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/kernel_simt.cuh"
 #include "bda/cuda/projection/kernel_sm80.cuh"
+#include "bda/cuda/projection/kernel_sm80_resident.cuh"
 #include "bda/cuda/projection/kernel_sm90_resident.cuh"
 #include "bda/cuda/projection/kernel_sm90_small.cuh"
 #include "bda/cuda/projection/kernel_sm90_stream.cuh"
@@ -173,7 +174,8 @@ void set_operands(const ProjectionArguments<T>& a, Params& p) {
 }
 
 template <class T>
-Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+Status run_sm80(const ProjectionArguments<T>& a, const ProjectionConfig& config,
+                const DeviceInfo& device, cudaStream_t stream) {
   Sm80Params<T> p{};
   set_operands(a, p);
   p.chunks = static_cast<int>(a.packing.channel_blocks());
@@ -184,6 +186,13 @@ Status run_sm80(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaS
   if (tiles > 0x7fffffff / 2)
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
+  if (config.kernel == ProjectionKernel::kSm80Resident) {
+    const std::int64_t ctas = std::min<std::int64_t>(tiles, device.multiprocessors);
+    const LaunchShape shape{dim3(to_grid(ctas)), sm80_resident::kThreads,
+                            static_cast<std::size_t>(sm80_resident_shared_bytes(a.shape()))};
+    return launch("sm80_resident launch", sm80_resident_kernel<T>, shape, a.dependent_launch,
+                  stream, p);
+  }
   // A kilobyte of every CTA's shared memory belongs to the system.
   const std::int64_t ctas =
       device.multiprocessors *
@@ -291,7 +300,7 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, stream);
         return detail::run_small<T, 64>(args, config, stream);
       default:
-        return detail::run_sm80(args, device, stream);
+        return detail::run_sm80(args, config, device, stream);
     }
   }
 }
