@@ -85,7 +85,7 @@ TEST_CASE("an early launch lets CTAs fetch x together, where all of C is in flig
           "[cuda][config]") {
   for (std::int64_t tokens : {1, 32, 64}) {
     CHECK(pick(deepseek(tokens), kH100).sharers == 1);
-    CHECK(pick(deepseek(tokens), kH100, true).sharers == 2);
+    CHECK(pick(deepseek(tokens, tokens == 1 ? 64 : 128), kH100, true).sharers == 2);
   }
   CHECK(pick(deepseek(16, 16), kH100, true).sharers == 1);  // too few CTAs to share anything
   CHECK(pick(deepseek(128, 16), kH100, true).tile_tokens == 32);

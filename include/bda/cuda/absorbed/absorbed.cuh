@@ -41,6 +41,7 @@ Status run_absorbed_sm90(const AbsorbedArguments<T>& a, const AbsorbedConfig& co
   p.rest_blocks = static_cast<int>(a.packing.rest / 64);
   p.basis_block = static_cast<int>(a.basis_begin / 64);
   const AbsorbedShape shape = a.shape();
+  p.ahead = absorbed_ahead(shape);
   const LaunchShape launch_shape{
       dim3(to_grid(absorbed_blocks(shape) / config.tile_blocks), to_grid(heads),
            to_grid(ceil_div(tokens, kTokens))),

@@ -63,6 +63,12 @@ constexpr std::int64_t absorbed_shared_bytes(const AbsorbedShape& s, int tile_to
   return depth * (tile_blocks * 8192 + rows) + tile_blocks * rows + depth * 8;
 }
 
+/// Chunks of C that the sm90 kernel asks for before x, two thirds: more, and x queues behind
+/// memory; fewer, and memory idles while x comes.
+constexpr int absorbed_ahead(const AbsorbedShape& s) {
+  return static_cast<int>((2 * absorbed_depth(s) + 1) / 3);
+}
+
 constexpr int kMostAbsorbedBlocks = 3;  // one warpgroup each
 
 }  // namespace detail

@@ -9,7 +9,8 @@
 #include "bda/cuda/ptx/wgmma.cuh"
 
 /// The products of absorbed decoding on sm_90a. The time is that of streaming C once, so that every
-/// CTA asks for all it needs at once and multiplies block by block as it arrives.
+/// CTA asks for all it needs at once and multiplies block by block as it arrives: for x after two
+/// thirds of C, because what comes from L2 queues behind what comes from memory.
 ///
 /// 64 output channels are the rows of wgmma, the tokens its columns. A packed tile of C is 64
 /// columns (rows of the tile) x 64 channels: read as it lies it is the operand of kOutput, read
@@ -27,6 +28,7 @@ struct AbsorbedSm90Params {
   int width_blocks;  // of 64
   int rest_blocks;
   int basis_block;  // where S begins
+  int ahead;        // chunks of C that are asked for before x
 };
 
 /// grid: (blocks of a head / blocks of a CTA, heads, token tiles); 128 threads for each block of
@@ -52,15 +54,14 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   const std::uint32_t output = rows + depth * kRowsBytes;
   const std::uint32_t full = output + groups * kRowsBytes;
 
-  // A producer makes the barriers of its own blocks and asks for C, which does not depend on the
-  // kernel before, without waiting for anybody.
+  // A producer makes the barriers of its own blocks and asks for the first of C, which does not
+  // depend on the kernel before, without waiting for anybody.
   ptx::allow_next_kernel();
   const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
   if (turn >= 0) {
-    if (threadIdx.x % 32 == 0) {
-      for (int k = turn; k < depth; k += 4) ptx::mbarrier_init(full + 8 * k, 1);
-      ptx::fence_mbarrier_init();
-      for (int k = turn; k < depth; k += 4) {
+    const bool leads = threadIdx.x % 32 == 0;
+    const auto fetch_coefficients = [&](int begin, int end) {  // every fourth is this warp's
+      for (int k = begin + ((turn - begin) & 3); k < end; k += 4) {
         ptx::mbarrier_arrive_expect_bytes(full + 8 * k, groups * kTileBytes);
         for (int g = 0; g < groups; ++g) {
           const int column = head * p.width_blocks + (kQuery ? k : first_block + g);
@@ -72,8 +73,19 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
               kTileBytes, full + 8 * k);
         }
       }
+    };
+    if (leads) {
+      for (int k = turn; k < depth; k += 4) ptx::mbarrier_init(full + 8 * k, 1);
+      ptx::fence_mbarrier_init();
+      fetch_coefficients(0, p.ahead);
+    }
+    __syncwarp();
+    ptx::barrier_sync<4>(blockDim.x);  // x is asked for
+    if (leads) {
+      fetch_coefficients(p.ahead, depth);
       if (turn == 3) ptx::prefetch_tensor_map(p.out);
     }
+    __syncwarp();
     __syncthreads();
     return;
   }
@@ -107,6 +119,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
     ptx::async_commit();
     for (int k = half; k < depth; ++k) fetch(rows + k * kRowsBytes, kQuery ? k : rest_block(k));
     ptx::async_commit();
+    ptx::barrier_arrive<4>(blockDim.x);
     ptx::async_wait<1>();
     ptx::fence_proxy_async();
     __syncthreads();  // the barriers are made too
@@ -153,7 +166,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   for (int k = 1; k < half; ++k) multiply(k);
   ptx::async_wait<0>();
   ptx::fence_proxy_async();
-  ptx::barrier_sync<4>(128 * groups);
+  ptx::barrier_sync<5>(128 * groups);
   if (kQuery && blockIdx.x == 0 && threadIdx.x == 0) {  // the channels of S are the query itself
     for (int k = 0; k < depth; ++k)
       for (int i = 0; i < kTokens; i += 16)

@@ -91,6 +91,13 @@ constexpr int small_slots(std::int64_t chunks, int tile_tokens, int tile_columns
   return static_cast<int>(slots);
 }
 
+/// Chunks of C that sm90_small asks for before x. What comes from memory and what comes from L2
+/// queue in one line: with all of C ahead x is the last to come, and all products wait for it; with
+/// none, memory idles while x comes. Beside another kernel, all of C has the time.
+constexpr int small_ahead(std::int64_t chunks, int splits, bool dependent) {
+  return static_cast<int>(dependent ? chunks : ceil_div(chunks, 2 * splits));
+}
+
 constexpr int kMaxCluster = 8;  // the portable limit
 
 /// Shared memory of sm80_resident: 128 rows of x in blocks of 64 rest and 64 basis channels, and
@@ -234,7 +241,7 @@ inline void share_rows(const ProjectionShape& s, const DeviceInfo& device,
     return ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns);
   };
   if (s.tokens <= 16) {
-    if (ctas(16, 64) < 128) return;
+    if (ctas(16, 64) < 96 || ctas(16, 64) > device.multiprocessors) return;
   } else if (s.tokens <= 32) {
     if (ctas(32, 128) < 64) return;
     pairs.tile_columns = 128;
@@ -246,13 +253,16 @@ inline void share_rows(const ProjectionShape& s, const DeviceInfo& device,
   if (validate(pairs, s, device).ok()) config = pairs;
 }
 
-/// Up to 64 tokens, and as long as one CTA a multiprocessor covers the output in tiles of 64 x 64.
+/// Up to 64 tokens, and as long as few CTAs a multiprocessor cover the output in tiles of 64 x 64.
 /// Splitting the channels pays where a CTA would have many of them to itself.
 inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool dependent,
                        ProjectionConfig& config) {
-  const int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
-  const std::int64_t ctas = ceil_div(s.tokens, tokens) * ceil_div(s.columns(), 64);
-  if (s.tokens > 64 && ctas > device.multiprocessors) return false;
+  const std::int64_t columns = ceil_div(s.columns(), 64);
+  int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
+  if (s.tokens > 32 && s.tokens <= 64 && 4 * columns <= device.multiprocessors) tokens = 32;
+  const std::int64_t ctas = ceil_div(s.tokens, tokens) * columns;
+  const int each = s.tokens <= 128 && !dependent ? 2 : 1;  // CTAs of a multiprocessor
+  if (s.tokens > 64 && ctas > each * device.multiprocessors) return false;
   int splits = 1;
   if (s.rest() / 64 > 12)
     while (splits < 4 && 2 * splits * ctas <= device.multiprocessors) splits *= 2;

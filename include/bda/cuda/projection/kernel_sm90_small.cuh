@@ -34,7 +34,7 @@ struct Sm90SmallParams {
   int sharers;  // CTAs that fetch x together; all chunks are in flight then
   int slots;    // chunks in flight
   int basis_begin;
-  bool dependent;  // launched beside the kernel before
+  int ahead;  // chunks of C that are asked for before x
 };
 
 /// grid: (splits, column tiles, token tiles), clusters of (splits, sharers, 1), one of them 1; 128
@@ -99,9 +99,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                        source + (g * p.chunks + i) * static_cast<std::int64_t>(kBlockBytes),
                        kBlockBytes, full + 8 * slot);
     };
-    // C does not depend on the kernel before, x and out do. Where there is one to wait for, C
-    // goes ahead; else they go together, so that the products keep pace with C.
-    const int ahead = p.dependent ? min(chunks, p.slots) : 0;
+    // C does not depend on the kernel before, x and out do: some or all of C goes ahead
+    // (detail::small_ahead), the rest together with x, so that the products keep pace.
+    const int ahead = min(min(chunks, p.slots), p.ahead);
     if (leads)
       for (int i = turn; i < ahead; i += 4) fetch_coefficients(i, i);
     __syncwarp();

@@ -141,7 +141,7 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   p.splits = config.splits;
   p.sharers = config.sharers;
   p.slots = small_slots(p.chunks, kTokens, config.tile_columns, config.splits);
-  p.dependent = a.dependent_launch;
+  p.ahead = small_ahead(p.chunks, p.splits, a.dependent_launch);
   p.basis_begin = static_cast<int>(a.basis_begin);
   const std::int64_t columns = ceil_div(p.column_blocks, config.tile_columns / 64);
   const std::int64_t rows = ceil_div(a.x.extent(0), kTokens);
