@@ -89,6 +89,8 @@ TEST_CASE("an early launch lets CTAs fetch x together, where all of C is in flig
   }
   CHECK(pick(deepseek(16, 16), kH100, true).sharers == 1);  // too few CTAs to share anything
   CHECK(pick(deepseek(128, 16), kH100, true).tile_tokens == 32);
+  const ProjectionShape narrow{DType::kF16, 512, 768, 64, 12, 0};
+  CHECK(pick(narrow, kH100, true).sharers == 1);  // one CTA a multiprocessor, and too many of them
   ProjectionShape deep = deepseek(64);
   deep.kv_dim = 2048;
   CHECK(pick(deep, kH100, true).sharers == 1);

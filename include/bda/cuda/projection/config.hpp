@@ -247,8 +247,10 @@ inline void share_rows(const ProjectionShape& s, const DeviceInfo& device,
     pairs.tile_columns = 128;
   } else if (ctas(64, 128) >= 64) {
     pairs.tile_columns = 128;
-  } else {
+  } else {  // more CTAs than these would wait for each other, or come for C too often
     pairs.tile_tokens = 32;
+    const bool two_fit = small_shared_bytes(s.rest() / 64, 32, 64, 1) <= 112 * 1024;
+    if (ctas(32, 64) > device.multiprocessors / (two_fit ? 1 : 2)) return;
   }
   if (validate(pairs, s, device).ok()) config = pairs;
 }
