@@ -8,36 +8,16 @@
 
 #include "bda/core/dtype.hpp"
 #include "bda/core/tensor_view.hpp"
-#include "bda/cpu/microkernel.hpp"
+#include "bda/linalg/microkernel.hpp"
 #include "bda/linalg/scalar.hpp"
 
 /// Rearranging operands into the order the register blocks read them in.
 namespace bda::inline v0::cpu {
 
-/// to[i] = from[i], rounded to nearest even where C is the narrower type.
-///
-/// Weights pass through here in every product. Eigen 3.4 widens 16-bit types one value at a time;
-/// on their bits compilers vectorise it, and for fp16 x86 has an instruction.
-template <class C, class S>
-void convert(const S* from, C* to, std::int64_t count) {
-  using Eigen::numext::bit_cast;
-  if constexpr (std::is_same_v<S, C>) {
-    std::copy_n(from, count, to);
-  } else if constexpr (std::is_same_v<S, Eigen::bfloat16> && std::is_same_v<C, float>) {
-    for (std::int64_t i = 0; i < count; ++i)
-      to[i] = float_from_bf16_bits(bit_cast<std::uint16_t>(from[i]));
-  } else if constexpr (std::is_same_v<S, Eigen::half> && std::is_same_v<C, float>) {
-    std::int64_t i = 0;
-#ifdef EIGEN_HAS_FP16_C  // then Eigen has included the intrinsics
-    for (; i + 8 <= count; i += 8)
-      _mm256_storeu_ps(
-          to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
-#endif
-    for (; i < count; ++i) to[i] = float_from_fp16_bits(bit_cast<std::uint16_t>(from[i]));
-  } else {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<C>(from[i]);
-  }
-}
+using linalg::ceil_div;
+using linalg::convert;
+using linalg::Share;
+using linalg::TileShape;
 
 /// `from` itself where it is in the compute type, else its values converted into `memory`.
 template <class C, class S>
@@ -48,18 +28,6 @@ const C* widened(const S* from, C* memory, std::int64_t count) {
     convert(from, memory, count);
     return memory;
   }
-}
-
-/// Rows `[first, last)` of block `index` of `blocks` that share `total` as evenly as possible.
-struct Share {
-  std::int64_t first, last;
-  Share(std::int64_t total, std::int64_t blocks, std::int64_t index)
-      : first(total * index / blocks), last(total * (index + 1) / blocks) {}
-  [[nodiscard]] std::int64_t size() const { return last - first; }
-};
-
-[[nodiscard]] constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
 }
 
 /// The rows of a [batch, tokens, width] view, numbered through.

@@ -5,13 +5,16 @@
 #include <span>
 
 #include "bda/core/tensor_view.hpp"
-#include "bda/cpu/microkernel.hpp"
 #include "bda/cpu/packing.hpp"
 #include "bda/cpu/workers.hpp"
 #include "bda/cpu/workspace.hpp"
+#include "bda/linalg/microkernel.hpp"
 
 /// The product of activations and stored weights that everything in a layer goes through.
 namespace bda::inline v0::cpu {
+
+using linalg::multiply_tile;
+using linalg::TileRows;
 
 /// out[b, t, h, :] = identity[b, t, :] + bias[h, :] + a[b, t, channels] w[:, h, :].
 ///
@@ -135,8 +138,10 @@ void stream_columns(const Product<C, S>& p, std::int64_t first, std::int64_t las
 template <class C, class S>
 void multiply_tile_of(const Product<C, S>& p, std::int64_t row, std::int64_t rows,
                       std::int64_t first, std::int64_t last, bool begin, std::int64_t depth,
-                      const C* a, const C* b) {
+                      const C* packed_a, const C* packed_b) {
   constexpr std::int64_t kCols = TileShape<C>::kCols;
+  const linalg::ByDepth<C> a{packed_a, rows};
+  const TileRows<const C> b{packed_b, kCols};
   alignas(Arena::kAlignment) C tile[TileShape<C>::kRows * kCols];
   const std::int64_t tokens = p.out.extent(1), width = p.out.extent(3);
   const std::int64_t sequence = row / tokens, token = row % tokens;

@@ -41,16 +41,13 @@ DecomposedHead<Work> decompose_head(const HeadFactors<S>& head, const IndexSet& 
   out.solution = solve_head(head.right, basis, static_cast<std::int64_t>(index));
   const bool aware = rounding == Rounding::kAware && size_of(storage) == 2;
   const auto round_and_measure = [&](const linalg::RowMatrix<Work>& left) {
-    // Aware rounding factorises the Gram matrix, so it needs its small directions.
-    const linalg::RowMatrix<double> gram =
-        aware ? linalg::gram<double>(left) : linalg::gram<Work>(left).template cast<double>();
     if constexpr (std::is_same_v<Work, float>) {
-      out.stored = aware ? round_aware(storage, left, gram, out.solution, name)
+      out.stored = aware ? round_aware(storage, left, out.solution, name)
                          : round_plain(storage, left, out.solution, name);
     } else {
       out.stored = round_plain(storage, left, out.solution, name);
     }
-    out.report = report_head(left, gram, out.solution, out.stored);
+    out.report = report_head(left.rows(), out.solution, out.stored);
   };
   if constexpr (std::is_same_v<Work, S>)
     round_and_measure(head.left);

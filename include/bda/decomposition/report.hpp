@@ -45,26 +45,27 @@ struct DecompositionReport {
   }
 };
 
-/// Measures a rounded head against W = left rightᵀ without forming either product. With
-/// D = B̂ - left Rᵀ and F = Ĉ R - rest the error is [D, D Ĉᵀ + left Fᵀ], so its norm needs only
-/// r x r Gram matrices, and nothing cancels however small it is. `left_gram` is leftᵀ left.
+/// Measures a rounded head against W = left rightᵀ, of m rows, without forming either product. With
+/// E = B̂ - left Rᵀ and F = Ĉ R - rest the error is [E, E Ĉᵀ + left Fᵀ], so its norm needs only
+/// r x r Gram matrices, and nothing cancels however small it is.
 template <class W>
-HeadReport report_head(const linalg::RowMatrix<W>& left, const linalg::RowMatrix<double>& left_gram,
-                       const HeadSolution& solution, const RoundedHead<W>& rounded) {
+HeadReport report_head(Eigen::Index m, const HeadSolution& solution,
+                       const RoundedHead<W>& rounded) {
   using Mat = linalg::RowMatrix<W>;
   const Mat r = solution.basis.cast<W>(), rest = solution.rest.cast<W>();
-  const Mat gram = left_gram.cast<W>();
-  const Mat &c = rounded.coefficients, &d = rounded.basis_error;
+  const Mat& c = rounded.coefficients;
+  const Eigen::Index width = r.cols();
+  const auto gram = rounded.gram.topLeftCorner(width, width);        // leftᵀ left
+  const auto gram_e = rounded.gram.bottomRightCorner(width, width);  // EᵀE
+  const auto cross = rounded.gram.bottomLeftCorner(width, width);    // Eᵀ left
   Mat f = -rest;
   linalg::add_product(f, c, r);
-  const Mat gram_d = linalg::gram<W>(d);                   // DᵀD
-  const Mat cross = linalg::transposed_multiply(d, left);  // Dᵀ left
   // tr(A G Bᵀ), for A = B the squared norm of A Lᵀ where G = LᵀL
-  const auto trace = [](const Mat& a, const Mat& g, const Mat& b) {
+  const auto trace = [](const Mat& a, const auto& g, const Mat& b) {
     return linalg::multiply(a, g).cwiseProduct(b).rowwise().sum().template cast<double>().sum();
   };
-  const auto squared = [&](const Mat& a, const Mat& g) { return trace(a, g, a); };
-  const double error2 = static_cast<double>(gram_d.trace()) + squared(c, gram_d) +
+  const auto squared = [&](const Mat& a, const auto& g) { return trace(a, g, a); };
+  const double error2 = static_cast<double>(gram_e.trace()) + squared(c, gram_e) +
                         2 * trace(c, cross, f) + squared(f, gram);
 
   const Eigen::VectorXd b2 =
@@ -74,8 +75,7 @@ HeadReport report_head(const linalg::RowMatrix<W>& left, const linalg::RowMatrix
   const double noise = (b2.array() * (1 + c2.array())).sum();
 
   HeadReport report;
-  const auto entries =
-      static_cast<double>(left.rows()) * static_cast<double>(r.rows() + rest.rows());
+  const auto entries = static_cast<double>(m) * static_cast<double>(r.rows() + rest.rows());
   report.mean_squared_error = std::max(error2, 0.0) / entries;
   report.residual = norm2 > 0 ? std::sqrt(std::max(error2, 0.0) / norm2) : 0;
   report.alpha = norm2 > 0 ? std::sqrt(std::max(noise, 0.0) / norm2) : 0;

@@ -79,22 +79,24 @@ struct ResidualMin {
     auto solution = detail::try_solve(head.right, basis, spread(all, channels), rank);
     if (rank < basis.size()) solution = detail::try_solve(head.right, basis, all, rank);
     if (!solution) return std::numeric_limits<double>::infinity();
-    RoundedHead<Work> rounded;
+    using Mat = linalg::RowMatrix<Work>;
+    const Mat exact = linalg::multiply_transposed(left, Mat(solution->basis.template cast<Work>()));
+    Mat stored = exact, coefficients = solution->coefficients.template cast<Work>();
     try {
-      rounded = round_plain(storage, left, *solution, "head");
+      detail::round_to(storage, stored, "basis");
+      detail::round_to(storage, coefficients, "coefficients");
     } catch (const Error&) {
       return std::numeric_limits<double>::infinity();
     }
-    const linalg::RowMatrix<Work> rest = linalg::multiply_transposed(
-        left, linalg::RowMatrix<Work>(solution->rest.template cast<Work>()));
-    linalg::RowMatrix<Work> rest_error = -rest;
-    linalg::add_product_transposed(rest_error, rounded.basis, rounded.coefficients);
+    const Mat rest = linalg::multiply_transposed(left, Mat(solution->rest.template cast<Work>()));
+    Mat rest_error = -rest;
+    linalg::add_product_transposed(rest_error, stored, coefficients);
     // What the sampled channels stand for
     const double share =
         rest.cols() > 0 ? static_cast<double>(all.size()) / static_cast<double>(rest.cols()) : 0;
-    const double norm2 = static_cast<double>((rounded.basis - rounded.basis_error).squaredNorm()) +
-                         share * static_cast<double>(rest.squaredNorm());
-    const double error2 = static_cast<double>(rounded.basis_error.squaredNorm()) +
+    const double norm2 =
+        static_cast<double>(exact.squaredNorm()) + share * static_cast<double>(rest.squaredNorm());
+    const double error2 = static_cast<double>((stored - exact).squaredNorm()) +
                           share * static_cast<double>(rest_error.squaredNorm());
     return norm2 > 0 ? std::sqrt(error2 / norm2) : 0;
   }

@@ -29,10 +29,12 @@ template <class W>
 struct RoundedHead {
   linalg::RowMatrix<W> basis;         // B [m, r]
   linalg::RowMatrix<W> coefficients;  // C [d - r, r]
-  linalg::RowMatrix<W> basis_error;   // B - left Rᵀ [m, r]
+  linalg::RowMatrix<W> gram;          // [left, E]ᵀ[left, E], E = B - left Rᵀ [2 r, 2 r]
 };
 
 namespace detail {
+
+using linalg::nearest;
 
 /// What the large products of a preparation run in: float is 2^13 times finer than 16-bit storage.
 template <class T>
@@ -72,21 +74,6 @@ W largest_magnitude(const W* values, std::int64_t count) {
   return std::bit_cast<W>(largest);
 }
 
-/// A finite value to the nearest T, ties to even, where its range allows.
-template <class T, class W>
-T nearest(W value) {
-  if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
-    // Eigen's conversion looks for NaN first, which keeps loops from being vectorised.
-    const auto bits = std::bit_cast<std::uint32_t>(static_cast<float>(value));
-    return Eigen::numext::bit_cast<Eigen::bfloat16>(
-        static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16));
-  } else if constexpr (sizeof(T) == 2) {
-    return static_cast<T>(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
-
 /// Calls body(begin, size) for consecutive parts of [0, count) that fit the first level of cache.
 template <class Body>
 void for_cached(std::int64_t count, const Body& body) {
@@ -109,23 +96,15 @@ void store(const U* values, std::int64_t count, T* stored, std::string_view name
   });
 }
 
-/// Rounds to nearest in place and writes what that added to `error`, unless it is null; throws
-/// where a value leaves the range of `storage`.
-template <class Plain>
-void round_to(DType storage, Eigen::PlainObjectBase<Plain>& values, std::string_view name,
-              Plain* error = nullptr) {
-  using W = typename Plain::Scalar;
-  if (error) error->setZero(values.rows(), values.cols());
+/// Rounds to nearest in place; throws where a value leaves the range of `storage`.
+template <class W>
+void round_to(DType storage, W* values, std::int64_t count, std::string_view name) {
   const auto round = [&]<class T>(T) {
-    for_cached(values.size(), [&](std::int64_t begin, std::int64_t size) {
-      W* part = values.data() + begin;
+    for_cached(count, [&](std::int64_t begin, std::int64_t size) {
+      W* part = values + begin;
       check_fits(static_cast<double>(largest_magnitude(part, size)), storage, name);
-      const auto rounded = [&](std::int64_t i) {
-        return static_cast<W>(static_cast<compute_t<T>>(nearest<T>(part[i])));
-      };
-      if (error)
-        for (std::int64_t i = 0; i < size; ++i) error->data()[begin + i] = rounded(i) - part[i];
-      for (std::int64_t i = 0; i < size; ++i) part[i] = rounded(i);
+      for (std::int64_t i = 0; i < size; ++i)
+        part[i] = static_cast<W>(static_cast<compute_t<T>>(nearest<T>(part[i])));
     });
   };
   switch (storage) {
@@ -138,6 +117,35 @@ void round_to(DType storage, Eigen::PlainObjectBase<Plain>& values, std::string_
     case DType::kBF16:
       return round(Eigen::bfloat16{});
   }
+}
+template <class Plain>
+void round_to(DType storage, Eigen::PlainObjectBase<Plain>& values, std::string_view name) {
+  round_to(storage, values.data(), values.size(), name);
+}
+
+/// Goes over B [m, r] once, in blocks of rows that the second level of cache holds together with
+/// all that is made of them: `finish(block, exact)` makes rows of B final, a block [n, r] of which
+/// `exact` are those of left Rᵀ. Returns RoundedHead's `gram`.
+template <class W, class Finish>
+linalg::RowMatrix<W> finish_basis(const linalg::RowMatrix<W>& left, const HeadSolution& solution,
+                                  linalg::RowMatrix<W>& basis, const Finish& finish) {
+  const Eigen::Index r = left.cols();
+  const linalg::RowMatrix<W> to_basis = solution.basis.transpose().cast<W>();
+  linalg::RowMatrix<W> gram = linalg::RowMatrix<W>::Zero(2 * r, 2 * r), both;
+  constexpr Eigen::Index kBlock = 256;
+  for (Eigen::Index begin = 0; begin < left.rows(); begin += kBlock) {
+    const Eigen::Index n = std::min(kBlock, left.rows() - begin);
+    both.resize(n, linalg::padded<W>(2 * r));
+    auto exact = both.middleCols(r, r);
+    both.leftCols(r) = left.middleRows(begin, n);
+    linalg::set_product(exact, both.leftCols(r), to_basis);
+    auto block = basis.middleRows(begin, n);
+    finish(block, exact);
+    exact = block - exact;
+    linalg::add_gram(gram, both.leftCols(2 * r));
+  }
+  linalg::mirror_lower(gram);
+  return gram;
 }
 
 /// Root mean square of the relative rounding error of a 16-bit type: uniform within half a unit in
@@ -186,10 +194,15 @@ template <class W>
 RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
                            const HeadSolution& solution, std::string_view name) {
   RoundedHead<W> rounded;
-  rounded.basis = linalg::multiply_transposed(left, linalg::RowMatrix<W>(solution.basis.cast<W>()));
   rounded.coefficients = solution.coefficients.cast<W>();
-  detail::round_to(storage, rounded.basis, std::string(name) + ".basis", &rounded.basis_error);
   detail::round_to(storage, rounded.coefficients, std::string(name) + ".coefficients");
+  rounded.basis.resize(left.rows(), left.cols());
+  const std::string basis_name = std::string(name) + ".basis";
+  rounded.gram =
+      detail::finish_basis(left, solution, rounded.basis, [&](auto& block, const auto& exact) {
+        block = exact;
+        detail::round_to(storage, block.data(), block.size(), basis_name);
+      });
   return rounded;
 }
 
@@ -198,15 +211,16 @@ RoundedHead<W> round_plain(DType storage, const linalg::RowMatrix<W>& left,
 ///  2. C is rounded successively in the norm BᵀB + ridge;
 ///  3. B is refitted to the rounded C by least squares over all d channels;
 ///  4. B is rounded successively in the norm M Mᵀ, M = [I, Cᵀ].
-/// `left_gram` is leftᵀ left. W is float.
+/// W is float.
 template <class W>
 RoundedHead<W> round_aware(DType storage, const linalg::RowMatrix<W>& left,
-                           const linalg::RowMatrix<double>& left_gram, const HeadSolution& solution,
-                           std::string_view name) {
+                           const HeadSolution& solution, std::string_view name) {
   using Mat = linalg::RowMatrix<double>;
   using linalg::multiply, linalg::multiply_transposed, linalg::transposed_multiply;
   const Eigen::Index r = solution.basis.rows();
   const double u = detail::rms_rounding(storage);
+  // In double: the factorisation needs the small directions.
+  const Mat left_gram = linalg::gram<double>(left);
   const Mat gram = multiply_transposed(multiply(solution.basis, left_gram), solution.basis);  // BᵀB
   // The floor keeps the Gram matrix of a rank-deficient or all-zero head positive definite.
   const double floor = gram.trace() > 0 ? 1e-12 * gram.trace() / static_cast<double>(r) : 1.0;
@@ -228,9 +242,8 @@ RoundedHead<W> round_aware(DType storage, const linalg::RowMatrix<W>& left,
   const linalg::RowMatrix<W> mix = m_factor.divide(std::move(w_m)).cast<W>();
   rounded.basis = multiply(left, mix);
   detail::round_successively(storage, rounded.basis, m_factor, std::string(name) + ".basis");
-  rounded.basis_error = rounded.basis;
-  linalg::add_product_transposed(rounded.basis_error, left,
-                                 linalg::RowMatrix<W>(solution.basis.cast<W>()), W(-1));
+  rounded.gram =
+      detail::finish_basis(left, solution, rounded.basis, [](const auto&, const auto&) {});
   return rounded;
 }
 

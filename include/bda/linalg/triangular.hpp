@@ -52,8 +52,7 @@ void divide_by_triangle(X&& x, const T& t) {
     else
       add_product(part, x.rightCols(r - end), t.block(end, begin, r - end, size), S(-1));
     right_side = part;
-    part.setZero();
-    add_product(part, right_side,
+    set_product(part, right_side,
                 detail::triangular_inverse<side, S>(view(t.block(begin, begin, size, size))));
   }
 }

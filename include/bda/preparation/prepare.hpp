@@ -185,7 +185,7 @@ class Preparation {
       auto done =
           decompose_head<Work>(heads[i], basis, StorageTraits<T>::dtype, options_.rounding, i);
       heads[i] = {};
-      weight.middleCols(g * r, r) = done.stored.coefficients.template cast<T>();
+      linalg::assign_converted(weight.middleCols(g * r, r), done.stored.coefficients);
       place(g, done.stored.basis);
       solved[i] = {std::move(done.solution.basis), done.solution.rank};
       report.heads[i] = done.report;
@@ -201,8 +201,9 @@ class Preparation {
     const std::vector<Solved> solved =
         decompose(qk_, *qk_basis_, key, report, [&](std::int64_t g, const auto& basis) {
           for (std::int64_t j = 0; j < group; ++j)
-            q.middleCols((g * group + j) * stride + part_.offset, part_.width) =
-                basis.middleRows(j * config_.query_dim, config_.query_dim).template cast<T>();
+            linalg::assign_converted(
+                q.middleCols((g * group + j) * stride + part_.offset, part_.width),
+                basis.middleRows(j * config_.query_dim, config_.query_dim));
         });
     place_qk_biases(solved, key, out);
     return report;
