@@ -55,7 +55,7 @@ struct Arguments {
   std::optional<bda::BasisStrategy> basis;
   std::optional<bda::Sides> sides;
   std::optional<bda::DType> dtype;
-  std::optional<bda::DType> attention_dtype;  // where it is another
+  std::optional<bda::DType> attention_dtype;  // unset: as the usage says
   bda::Rounding rounding = bda::Rounding::kAware;
   std::optional<std::int64_t> windows;
   int threads = 1;

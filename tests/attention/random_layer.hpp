@@ -48,6 +48,7 @@ struct LayerTraits {
   bool sinks = false, softcap = false, shared_rope = false;
   bool nope = true, rope = false;
   BasisKind k_basis = BasisKind::kNone, v_basis = BasisKind::kNone, rope_basis = BasisKind::kNone;
+  std::int64_t slice_begin = -1;  // of bases that are slices; negative: random
 };
 
 inline IndexSet random_basis(Random& random, BasisKind kind, std::int64_t dim, std::int64_t size) {
@@ -59,15 +60,55 @@ inline IndexSet random_basis(Random& random, BasisKind kind, std::int64_t dim, s
   return {dim, all};
 }
 
+/// `slice_begin`: of a basis that is a slice; negative: random.
 template <class T>
 KvProjection<T> random_projection(Random& random, BasisKind kind, bool bias, std::int64_t dim,
-                                  std::int64_t heads, std::int64_t width) {
+                                  std::int64_t heads, std::int64_t width,
+                                  std::int64_t slice_begin = -1) {
   KvProjection<T> p;
   if (width == 0) return p;
-  if (kind != BasisKind::kNone) p.basis = random_basis(random, kind, dim, width);
+  if (kind == BasisKind::kSlice && slice_begin >= 0)
+    p.basis = IndexSet::slice(dim, slice_begin, width);
+  else if (kind != BasisKind::kNone)
+    p.basis = random_basis(random, kind, dim, width);
   p.weight = random.matrix<T>(p.basis ? dim - width : dim, heads * width);
   if (bias) p.bias = random.vector<T>(heads * width, 0, 0.5);
   return p;
+}
+
+/// Random weights of a layer whose config is set.
+template <class T>
+void fill_weights(Random& random, const LayerTraits& traits, std::int64_t hidden,
+                  AttentionWeights<T>& w) {
+  const AttentionConfig& c = w.config;
+  w.q = random.matrix<T>(c.query_dim, c.heads * c.head_dim());
+  w.o = random.matrix<T>(c.heads * c.v_dim, c.out_dim);
+  if (traits.biases) {
+    w.q_bias = random.vector<T>(c.heads * c.head_dim(), 0, 0.5);
+    w.o_bias = random.vector<T>(c.out_dim, 0, 0.5);
+  }
+  const auto projection = [&](BasisKind kind, std::int64_t dim, std::int64_t heads,
+                              std::int64_t width) {
+    return random_projection<T>(random, kind, traits.biases, dim, heads, width, traits.slice_begin);
+  };
+  w.k = projection(traits.k_basis, c.kv_dim, c.kv_heads, c.qk_dim);
+  w.v = projection(traits.v_basis, c.kv_dim, c.kv_heads, c.v_dim);
+  w.k_rope = projection(traits.rope_basis, traits.latent ? hidden : c.kv_dim, c.rope_key_heads(),
+                        c.rope_dim);
+  if (traits.head_norms) {
+    w.q_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
+    w.k_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
+  }
+  if (traits.sinks) w.sinks = random.vector<double>(c.heads);
+  if (traits.latent) {
+    w.latent.emplace();
+    w.latent->kv_a = random.matrix<T>(hidden, c.kv_dim);
+    w.latent->kv_norm = random.vector<T>(c.kv_dim, 1, 0.2);
+    if (traits.q_lora) {
+      w.latent->q_a = random.matrix<T>(hidden, c.query_dim);
+      w.latent->q_norm = random.vector<T>(c.query_dim, 1, 0.2);
+    }
+  }
 }
 
 /// A layer of random, odd extents; some decomposed layers have kv_dim equal to a head's width.
@@ -91,32 +132,7 @@ AttentionWeights<T> random_layer(Random& random, const LayerTraits& traits) {
   c.rope.magnitude = random.coin() ? 1.0 : 1.25;
   c.scale = 1 / std::sqrt(static_cast<double>(c.head_dim()));
   if (traits.softcap) c.logit_softcap = 1.5;
-
-  w.q = random.matrix<T>(c.query_dim, c.heads * c.head_dim());
-  w.o = random.matrix<T>(c.heads * c.v_dim, c.out_dim);
-  if (traits.biases) {
-    w.q_bias = random.vector<T>(c.heads * c.head_dim(), 0, 0.5);
-    w.o_bias = random.vector<T>(c.out_dim, 0, 0.5);
-  }
-  w.k = random_projection<T>(random, traits.k_basis, traits.biases, c.kv_dim, c.kv_heads, c.qk_dim);
-  w.v = random_projection<T>(random, traits.v_basis, traits.biases, c.kv_dim, c.kv_heads, c.v_dim);
-  w.k_rope =
-      random_projection<T>(random, traits.rope_basis, traits.biases,
-                           traits.latent ? hidden : c.kv_dim, c.rope_key_heads(), c.rope_dim);
-  if (traits.head_norms) {
-    w.q_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
-    w.k_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
-  }
-  if (traits.sinks) w.sinks = random.vector<double>(c.heads);
-  if (traits.latent) {
-    w.latent.emplace();
-    w.latent->kv_a = random.matrix<T>(hidden, c.kv_dim);
-    w.latent->kv_norm = random.vector<T>(c.kv_dim, 1, 0.2);
-    if (traits.q_lora) {
-      w.latent->q_a = random.matrix<T>(hidden, c.query_dim);
-      w.latent->q_norm = random.vector<T>(c.query_dim, 1, 0.2);
-    }
-  }
+  fill_weights(random, traits, hidden, w);
   return w;
 }
 

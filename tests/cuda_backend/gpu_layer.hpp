@@ -18,18 +18,16 @@ namespace bda::testing {
 struct Kind {
   std::string name;
   std::int64_t heads = 4, kv_heads = 4, nope = 64, rope = 0, v = 64, kv_dim = 256;
-  bool latent = false, q_lora = false, biases = false, head_norms = false, sinks = false;
-  bool softcap = false, cross = false, interleaved = true;
-  BasisKind k_basis = BasisKind::kNone, v_basis = BasisKind::kNone;
+  bool interleaved = true;
+  LayerTraits traits;
 };
 
 inline const std::vector<Kind>& kinds() {
+  constexpr BasisKind kSlice = BasisKind::kSlice, kScattered = BasisKind::kScattered;
   static const std::vector<Kind> all{
       {.name = "multi-head, biases, scattered bases",
-       .biases = true,
-       .k_basis = BasisKind::kScattered,
-       .v_basis = BasisKind::kScattered},
-      {.name = "multi-head, plain, sinks", .biases = true, .sinks = true},
+       .traits = {.biases = true, .k_basis = kScattered, .v_basis = kScattered}},
+      {.name = "multi-head, plain, sinks", .traits = {.biases = true, .sinks = true}},
       {.name = "grouped, rotated keys, values decomposed",
        .heads = 8,
        .kv_heads = 2,
@@ -37,12 +35,10 @@ inline const std::vector<Kind>& kinds() {
        .rope = 32,
        .v = 32,
        .interleaved = false,
-       .v_basis = BasisKind::kSlice},
+       .traits = {.v_basis = kSlice}},
       {.name = "latent, both bases slices",
        .rope = 32,
-       .latent = true,
-       .k_basis = BasisKind::kSlice,
-       .v_basis = BasisKind::kSlice},
+       .traits = {.latent = true, .k_basis = kSlice, .v_basis = kSlice}},
       {.name = "latent of DeepSeek's widths, query compressed",
        .heads = 2,
        .kv_heads = 2,
@@ -50,22 +46,15 @@ inline const std::vector<Kind>& kinds() {
        .rope = 64,
        .v = 128,
        .kv_dim = 512,
-       .latent = true,
-       .q_lora = true,
-       .k_basis = BasisKind::kSlice,
-       .v_basis = BasisKind::kSlice},
+       .traits = {.latent = true, .q_lora = true, .k_basis = kSlice, .v_basis = kSlice}},
       {.name = "head norms before the rotation, softcap",
        .heads = 4,
        .kv_heads = 2,
        .nope = 32,
        .rope = 32,
-       .head_norms = true,
-       .softcap = true,
-       .v_basis = BasisKind::kScattered},
+       .traits = {.head_norms = true, .softcap = true, .v_basis = kScattered}},
       {.name = "cross-attention",
-       .cross = true,
-       .k_basis = BasisKind::kScattered,
-       .v_basis = BasisKind::kSlice},
+       .traits = {.cross = true, .k_basis = kScattered, .v_basis = kSlice}},
   };
   return all;
 }
@@ -74,6 +63,8 @@ template <class T>
 AttentionWeights<T> make_layer(Random& random, const Kind& kind) {
   AttentionWeights<T> w;
   bda::AttentionConfig& c = w.config;
+  LayerTraits traits = kind.traits;
+  traits.slice_begin = 64;  // as the sm_90a kernels want it
   const std::int64_t hidden = 192;
   c.heads = kind.heads;
   c.kv_heads = kind.kv_heads;
@@ -81,48 +72,15 @@ AttentionWeights<T> make_layer(Random& random, const Kind& kind) {
   c.rope_dim = kind.rope;
   c.v_dim = kind.v;
   c.kv_dim = kind.kv_dim;
-  c.query_dim = kind.q_lora ? 96 : kind.latent || kind.cross ? hidden : kind.kv_dim;
+  c.query_dim = traits.q_lora ? 96 : traits.latent || traits.cross ? hidden : kind.kv_dim;
   c.out_dim = 120;
-  c.shared_rope_key = kind.latent;
+  c.shared_rope_key = traits.latent;
   c.rope.style = kind.interleaved ? bda::RopeStyle::kInterleaved : bda::RopeStyle::kHalfSplit;
   if (kind.rope > 0) c.rope.frequencies = bda::rope_frequencies(kind.rope, 10000.0);
   c.rope.magnitude = 1.125;
   c.scale = 1 / std::sqrt(static_cast<double>(c.head_dim()));
-  if (kind.softcap) c.logit_softcap = 2;
-  w.q = random.matrix<T>(c.query_dim, c.heads * c.head_dim());
-  w.o = random.matrix<T>(c.heads * c.v_dim, c.out_dim);
-  if (kind.biases) {
-    w.q_bias = random.vector<T>(c.heads * c.head_dim(), 0, 0.5);
-    w.o_bias = random.vector<T>(c.out_dim, 0, 0.5);
-  }
-  const auto projection = [&](BasisKind basis, std::int64_t in, std::int64_t heads,
-                              std::int64_t width) {
-    bda::KvProjection<T> p;
-    if (width == 0) return p;
-    if (basis == BasisKind::kSlice) p.basis = IndexSet::slice(in, 64, width);
-    if (basis == BasisKind::kScattered) p.basis = random_basis(random, basis, in, width);
-    p.weight = random.matrix<T>(p.basis ? in - width : in, heads * width);
-    if (kind.biases) p.bias = random.vector<T>(heads * width, 0, 0.5);
-    return p;
-  };
-  w.k = projection(kind.k_basis, c.kv_dim, c.kv_heads, c.qk_dim);
-  w.v = projection(kind.v_basis, c.kv_dim, c.kv_heads, c.v_dim);
-  w.k_rope =
-      projection(BasisKind::kNone, kind.latent ? hidden : c.kv_dim, c.rope_key_heads(), c.rope_dim);
-  if (kind.head_norms) {
-    w.q_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
-    w.k_head_norm = random.vector<T>(c.head_dim(), 1, 0.2);
-  }
-  if (kind.sinks) w.sinks = random.vector<double>(c.heads);
-  if (kind.latent) {
-    w.latent.emplace();
-    w.latent->kv_a = random.matrix<T>(hidden, c.kv_dim);
-    w.latent->kv_norm = random.vector<T>(c.kv_dim, 1, 0.2);
-    if (kind.q_lora) {
-      w.latent->q_a = random.matrix<T>(hidden, c.query_dim);
-      w.latent->q_norm = random.vector<T>(c.query_dim, 1, 0.2);
-    }
-  }
+  if (traits.softcap) c.logit_softcap = 2;
+  fill_weights(random, traits, hidden, w);
   return w;
 }
 

@@ -121,12 +121,12 @@ TEMPLATE_TEST_CASE("layers on the GPU agree with the CPU's", "[gpu][cuda_backend
   for (const Kind& kind : kinds()) {
     INFO(kind.name);
     const AttentionWeights<S> weights = make_layer<S>(random, kind);
-    const std::int64_t batch = 2, tokens = 41, keys = kind.cross ? 23 : tokens;
+    const std::int64_t batch = 2, tokens = 41, keys = kind.traits.cross ? 23 : tokens;
     const std::vector<S> x = random_values<S>(random, batch * tokens * weights.hidden_dim());
     const std::vector<S> context =
-        kind.cross ? random_values<S>(random, batch * keys * weights.context_dim())
-                   : std::vector<S>();
-    const bool causal = !kind.cross;
+        kind.traits.cross ? random_values<S>(random, batch * keys * weights.context_dim())
+                          : std::vector<S>();
+    const bool causal = !kind.traits.cross;
     const std::vector<float> exact =
         run_on_cpu(widened(weights, 0, random), wide(x, 0, random), wide(context, 0, random), batch,
                    tokens, keys, causal);
@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("layers on the GPU agree with the CPU's", "[gpu][cuda_backend
     Memory out(exact.size() * sizeof(S));
     typename Layer::Arguments args;
     args.x = {static_cast<const T*>(device_x.data), {batch, tokens, weights.hidden_dim()}};
-    if (kind.cross)
+    if (kind.traits.cross)
       args.context = {static_cast<const T*>(device_context.data),
                       {batch, keys, weights.context_dim()}};
     args.out = {static_cast<T*>(out.data), {batch, tokens, weights.config.out_dim}};
@@ -158,9 +158,10 @@ TEMPLATE_TEST_CASE("layers on the GPU agree with the CPU's", "[gpu][cuda_backend
     const double error = distance(out.values(), exact, weights.config.out_dim);
     INFO("error " << error << ", bound " << bound);
     CHECK(error <= bound);
-    if (kind.cross) continue;
+    if (kind.traits.cross) continue;
 
-    const bool absorbable = kind.latent && kind.k_basis != BasisKind::kScattered && !kind.biases;
+    const bool absorbable =
+        kind.traits.latent && kind.traits.k_basis != BasisKind::kScattered && !kind.traits.biases;
     if (absorbable) {  // two more roundings: of the absorbed queries and of the summed latents
       bda_test::set_bytes(out.data, 0xff, out.size);
       typename Layer::Arguments absorbed = args;
@@ -184,7 +185,7 @@ TEMPLATE_TEST_CASE("layers on the GPU agree with the CPU's", "[gpu][cuda_backend
     };
     std::vector<Way> ways{
         {CacheForm::kMaterialized, bda::LatentProducts::kMaterialized, "keys and values"}};
-    if (kind.latent)
+    if (kind.traits.latent)
       ways.push_back({CacheForm::kLatent, bda::LatentProducts::kMaterialized, "latents"});
     if (absorbable)
       ways.push_back({CacheForm::kLatent, bda::LatentProducts::kAbsorbed, "latents, absorbed"});

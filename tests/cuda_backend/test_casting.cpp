@@ -71,8 +71,7 @@ TEMPLATE_TEST_CASE("a layer casts what comes in and goes out, and nothing else",
   Random random(3);
   for (const Kind& kind : kinds()) {
     INFO(kind.name);
-    // Batches one at a time where tokens of all sequences are no even rows.
-    const std::int64_t batch = 1, tokens = 37, keys = kind.cross ? 19 : 0;
+    const std::int64_t batch = 1, tokens = 37, keys = kind.traits.cross ? 19 : 0;
     const auto weights = make_layer<S>(random, kind);
     const std::vector<Outer> x =
         random_values<Outer>(random, batch * tokens * weights.hidden_dim());

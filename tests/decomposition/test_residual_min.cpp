@@ -1,7 +1,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/generators/catch_generators_range.hpp>
-#include <cmath>
 #include <random>
 #include <span>
 
@@ -25,17 +24,24 @@ double mean_residual(std::span<const HeadFactors<float>> heads, const IndexSet& 
 }  // namespace
 
 TEST_CASE("residual_min takes the side with the smaller mean residual", "[residual_min]") {
-  std::mt19937 random(GENERATE(Catch::Generators::range(1u, 13u)));
+  const unsigned seed = GENERATE(Catch::Generators::range(1u, 13u));
+  std::mt19937 random(seed);
   const auto heads = bda_test::random_heads<float>(random(), 3, 90, 31, 7);
-  const std::span<const HeadFactors<float>> group(heads);
+  // In double both residuals are a few roundings, and which is smaller depends on the order of
+  // sums: unless one side has two channels that are nearly the same, here by turns.
+  auto lopsided = heads;
+  for (auto& head : lopsided) {
+    const Eigen::Index twin = seed % 2 == 0 ? 0 : 24;
+    head.right.row(twin + 1) = head.right.row(twin) + 1e-5 * head.right.row(twin + 1);
+  }
   const IndexSet first = IndexSet::slice(31, 0, 7), last = IndexSet::slice(31, 24, 7);
   for (const DType storage : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
+    const std::span<const HeadFactors<float>> group(storage == DType::kF64 ? lopsided : heads);
     const Basis chosen = ResidualMin{}.select(group, {storage, 2});
-    const double of_first = mean_residual(group, first, storage);
-    const double of_last = mean_residual(group, last, storage);
-    // In double both are a few roundings, which another order of summation turns into others.
-    if (storage == DType::kF64 && std::abs(of_first - of_last) < 0.1 * of_last) continue;
-    CHECK(chosen.channels == (of_first <= of_last ? first : last));
+    const bool first_is_better =
+        mean_residual(group, first, storage) <= mean_residual(group, last, storage);
+    CHECK(chosen.channels == (first_is_better ? first : last));
+    if (storage == DType::kF64) CHECK(first_is_better == (seed % 2 == 1));
   }
 }
 

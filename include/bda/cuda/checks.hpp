@@ -32,4 +32,21 @@ inline Status check_workspace(std::size_t needed, const void* workspace, std::si
                        static_cast<std::int64_t>(bytes));
 }
 
+/// The start of a layer's workspace, and of every part of it.
+constexpr std::size_t kPartAlignment = 256;
+
+/// Bytes that a part of `bytes` takes up.
+constexpr std::size_t part_size(std::size_t bytes) {
+  return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+}
+
+/// The same of a workspace that has parts.
+inline Status check_parted_workspace(std::size_t needed, const void* workspace, std::size_t bytes) {
+  if (Status s = check_workspace(needed, workspace, bytes); !s.ok()) return s;
+  if (const std::int64_t rest = misalignment(workspace, kPartAlignment); rest != 0)
+    return Status::invalid("workspace.data()", "a multiple of",
+                           static_cast<std::int64_t>(kPartAlignment), rest);
+  return {};
+}
+
 }  // namespace bda::inline v0::cuda::detail

@@ -187,11 +187,10 @@ class CudaBackend {
              cudaStream_t stream, const First& first) const {
     if (Status s = check_operands(args, cache); !s.ok()) return s;
     const Buffers b = buffers(args, cache, workspace.data());
-    if (Status s = cuda::detail::check_workspace(b.bytes(), workspace.data(), workspace.size());
+    if (Status s =
+            cuda::detail::check_parted_workspace(b.bytes(), workspace.data(), workspace.size());
         !s.ok())
       return s;
-    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
-      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
     const cuda::AttendArguments<T> step = attention_step(args, cache, b);
     if constexpr (requires { Attend::check(step, device_); })
       if (Status s = Attend::check(step, device_); !s.ok()) return s;

@@ -80,7 +80,8 @@ class CastingCudaBackend {
     Buffers(const Arguments& args, std::byte* base) {
       const auto place = [&]<class U>(const TensorView<U, 3>& view) {
         using To = std::conditional_t<std::is_const_v<U>, const Inner, Inner>;
-        const auto size = (static_cast<std::size_t>(view.size()) * sizeof(Inner) + 255) / 256 * 256;
+        const auto size =
+            cuda::detail::part_size(static_cast<std::size_t>(view.size()) * sizeof(Inner));
         auto* const data = base != nullptr ? reinterpret_cast<To*>(base + bytes)
                                            : reinterpret_cast<To*>(view.data);
         bytes += size;
@@ -119,10 +120,8 @@ class CastingCudaBackend {
          {check_rows("x.data", "x.stride(0)", "x.stride(1)", args.x),
           check_rows("context.data", "context.stride(0)", "context.stride(1)", args.context),
           check_rows("out.data", "out.stride(0)", "out.stride(1)", args.out),
-          cuda::detail::check_workspace(needed, workspace.data(), workspace.size())})
+          cuda::detail::check_parted_workspace(needed, workspace.data(), workspace.size())})
       if (!s.ok()) return s;
-    if (const std::int64_t rest = cuda::detail::misalignment(workspace.data(), 256); rest != 0)
-      return Status::invalid("workspace.data()", "a multiple of", 256, rest);
     const Buffers b(args, workspace.data());
     const auto cast_in = [&] {
       Status s = cuda::cast_rows<Compute, Inner>(args.x, writable(b.inner.x), stream);

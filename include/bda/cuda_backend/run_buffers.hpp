@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "bda/cuda/checks.hpp"
 #include "bda/cuda_backend/product.hpp"
 #include "bda/model/attention_config.hpp"
 
@@ -74,7 +75,7 @@ class RunBuffers {
  private:
   std::byte* take(std::size_t size) {
     std::byte* const at = base_ == nullptr ? nullptr : base_ + bytes_;
-    bytes_ += (size + 255) / 256 * 256;
+    bytes_ += detail::part_size(size);
     return at;
   }
   template <class U>

@@ -2,10 +2,8 @@
 
 #include <Eigen/Core>
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "bda/linalg/eigen.hpp"
 #include "bda/linalg/microkernel.hpp"

@@ -131,16 +131,12 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
   if (shape.dtype != DType::kF16 && shape.dtype != DType::kBF16)
     return unsupported("config.kernel: bytes of an element", "2 (fp16 or bf16)", 2,
                        size_of(shape.dtype));
-  if (config.kernel == ProjectionKernel::kSm80) {
-    if (device.major < 8)
-      return unsupported("compute capability", "at least 8 for fp16 and bf16", 8, device.major);
-    return tile(128, 128);
-  }
-  if (config.kernel == ProjectionKernel::kSm80Resident) {
+  const bool resident = config.kernel == ProjectionKernel::kSm80Resident;
+  if (resident || config.kernel == ProjectionKernel::kSm80) {
     if (device.major < 8)
       return unsupported("compute capability", "at least 8 for fp16 and bf16", 8, device.major);
     if (const std::int64_t bytes = detail::sm80_resident_shared_bytes(shape);
-        bytes > device.shared_bytes)
+        resident && bytes > device.shared_bytes)
       return unsupported("shared memory of sm80_resident", "at most", device.shared_bytes, bytes);
     return tile(128, 128);
   }
