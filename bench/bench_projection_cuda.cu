@@ -29,8 +29,7 @@ using bda::cuda::ProjectionKernel;
 
 std::string describe(const ProjectionConfig& c) {
   return std::string(name_of(c.kernel)) + "_" + std::to_string(c.tile_tokens) + "x" +
-         std::to_string(c.tile_columns) + "_k" + std::to_string(c.splits) +
-         (c.sharers > 1 ? "_s" + std::to_string(c.sharers) : "");
+         std::to_string(c.tile_columns) + "_k" + std::to_string(c.splits);
 }
 
 /// Every configuration that can compute it.
@@ -38,9 +37,8 @@ template <class T>
 std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
                                           const DeviceInfo& device) {
   std::vector<ProjectionConfig> configs;
-  const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits,
-                       int sharers = 1) {
-    const ProjectionConfig c{kernel, tokens, columns, splits, "benchmark", sharers};
+  const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits) {
+    const ProjectionConfig c{kernel, tokens, columns, splits, "benchmark"};
     if (validate(c, args.shape(), device).ok()) configs.push_back(c);
   };
   add(ProjectionKernel::kSm80, 128, 128, 1);
@@ -49,9 +47,8 @@ std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   if (args.x.extent(0) > 512) return configs;
   for (int columns : {64, 128})
-    for (int tokens : {16, 32, 64}) {
+    for (int tokens : {16, 32, 64, 128, 256}) {
       for (int splits : {1, 2, 4, 6, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
-      for (int sharers : {2, 4}) add(ProjectionKernel::kSm90Small, tokens, columns, 1, sharers);
     }
   return configs;
 }

@@ -81,49 +81,44 @@ TEST_CASE("few tokens fill the device: more splits where there are fewer columns
   CHECK(few.splits > 1);
 }
 
-TEST_CASE("an early launch lets CTAs fetch x together, where all of C is in flight",
-          "[cuda][config]") {
-  for (std::int64_t tokens : {1, 32, 64}) {
-    CHECK(pick(deepseek(tokens), kH100).sharers == 1);
-    CHECK(pick(deepseek(tokens, tokens == 1 ? 64 : 128), kH100, true).sharers == 2);
-  }
-  CHECK(pick(deepseek(16, 16), kH100, true).sharers == 1);  // too few CTAs to share anything
-  CHECK(pick(deepseek(128, 16), kH100, true).tile_tokens == 32);
-  const ProjectionShape narrow{DType::kF16, 512, 768, 64, 12, 0};
-  CHECK(pick(narrow, kH100, true).sharers == 1);  // one CTA a multiprocessor, and too many of them
-  ProjectionShape deep = deepseek(64);
-  deep.kv_dim = 2048;
-  CHECK(pick(deep, kH100, true).sharers == 1);
-}
-
-TEST_CASE("sharing is refused where a part of x would be missing", "[cuda][config]") {
-  const auto message = [](int splits, int sharers, const ProjectionShape& s) {
-    const ProjectionConfig c{ProjectionKernel::kSm90Small, 64, 64, splits, "", sharers};
-    return validate(c, s, kH100).message();
+TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][config]") {
+  struct Case {
+    std::int64_t tokens, heads;
+    int tile_tokens, tile_columns;
   };
-  CHECK(validate({ProjectionKernel::kSm90Small, 64, 64, 1, "", 2}, deepseek(64), kH100).ok());
-  CHECK(message(1, 3, deepseek(64)).find("config.sharers: expected 1, 2 or = 4, got 3") == 0);
-  CHECK(message(2, 2, deepseek(64)).find("config.splits with sharers") == 0);
-  ProjectionShape odd{DType::kF16, 64, 448, 64, 3, 0};  // three tiles of columns
-  CHECK(message(1, 2, odd).find("column tiles modulo config.sharers") == 0);
-  ProjectionShape deep = deepseek(64);
-  deep.kv_dim = 2048;
-  CHECK(message(1, 2, deep).find("rest / 64 with sharers") == 0);
+  for (const Case c : {Case{16, 128, 16, 64}, Case{64, 128, 64, 64}, Case{64, 16, 32, 64},
+                       Case{128, 16, 64, 64}, Case{128, 64, 128, 64}, Case{128, 128, 128, 128},
+                       Case{256, 16, 128, 64}, Case{256, 64, 256, 64}, Case{1024, 16, 256, 64}}) {
+    INFO(c.tokens << " tokens, " << c.heads << " heads");
+    const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
+    CHECK(config.kernel == ProjectionKernel::kSm90Small);
+    CHECK(config.tile_tokens == c.tile_tokens);
+    CHECK(config.tile_columns == c.tile_columns);
+    CHECK(config.splits == 1);
+  }
+  CHECK(pick(deepseek(64), kH100, true).tile_columns == 128);
+  CHECK(pick(deepseek(129, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
+  CHECK(pick(deepseek(512, 64), kH100).kernel == ProjectionKernel::kSm90Resident);
 }
 
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
           "[cuda][config]") {
   for (std::int64_t chunks = 1; chunks <= 64; ++chunks)
-    for (int tokens : {16, 32, 64})
+    for (int tokens : {16, 32, 64, 128, 256})
       for (int columns : {64, 128})
-        for (int splits = 1; splits <= std::min<std::int64_t>(chunks, 8); ++splits) {
-          const int slots = bda::cuda::detail::small_slots(chunks, tokens, columns, splits);
-          const std::int64_t slice = (chunks + splits - 1) / splits;
-          if (slots > slice || (slots < 2 && slots < slice) ||
-              bda::cuda::detail::small_shared_bytes(slots, tokens, columns, splits) >
-                  kH100.shared_bytes)
-            FAIL(chunks << ' ' << tokens << ' ' << columns << ' ' << splits << ": " << slots);
-        }
+        for (int splits = 1; splits <= std::min<std::int64_t>(chunks, 8); ++splits)
+          for (std::int64_t heads : {1, 128}) {
+            const ProjectionShape s{DType::kF16, 300, 64 * (chunks + 2), 128, heads, 0};
+            const ProjectionConfig c{ProjectionKernel::kSm90Small, tokens, columns, splits, ""};
+            if (tokens == 256 && columns == 128) continue;  // refused
+            const int slots = bda::cuda::detail::small_slots(s, c, kH100);
+            const std::int64_t slice = (chunks + splits - 1) / splits;
+            const std::int64_t bytes =
+                bda::cuda::detail::small_shared_bytes(slots, tokens, columns, splits);
+            if (slots > slice || (slots < 2 && slots < slice) ||
+                (validate(c, s, kH100).ok() && bytes > kH100.shared_bytes))
+              FAIL(chunks << ' ' << tokens << ' ' << columns << ' ' << splits << ": " << slots);
+          }
 }
 
 TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config]") {
@@ -148,6 +143,8 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
         std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Small, 8, 64, 1, ""}, deepseek(1), kH100)
             .find("tile_tokens") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Small, 256, 128, 1, ""}, deepseek(256), kH100) ==
+        "config.tile_columns with 256 tokens: expected equal to = 64, got 128");
   constexpr DeviceInfo kLittleMemory{9, 0, 132, 65536, true};
   CHECK(message({ProjectionKernel::kSm90Small, 64, 128, 1, ""}, deepseek(64), kLittleMemory)
             .find("shared memory") != std::string::npos);

@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   // A producer makes the barriers of its own blocks and asks for the first of C, which does not
   // depend on the kernel before, without waiting for anybody.
   ptx::allow_next_kernel();
-  const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
+  const int turn = ptx::warp_index() - 4 * groups;
   if (turn >= 0) {
-    const bool leads = threadIdx.x % 32 == 0;
+    const bool leads = ptx::elect_one();
     const auto fetch_coefficients = [&](int begin, int end) {  // every fourth is this warp's
       for (int k = begin + ((turn - begin) & 3); k < end; k += 4) {
         ptx::mbarrier_arrive_expect_bytes(full + 8 * k, groups * kTileBytes);

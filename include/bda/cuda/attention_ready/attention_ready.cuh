@@ -79,7 +79,7 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
   p.rope_width = static_cast<int>(rope_width);
   p.tokens = static_cast<int>(tokens);
   p.heads = static_cast<int>(heads);
-  p.block_heads = shared_basis ? 2 * p.heads : p.heads;
+  p.block_heads = Divisor(shared_basis ? 2 * p.heads : p.heads);
   p.row_blocks = static_cast<int>(row_blocks);
   const std::int64_t ctas = deal_out(units, device, p);
   const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,

@@ -54,7 +54,6 @@ struct ProjectionConfig {
   int tile_columns = 0;
   int splits = 1;        // of the rest channels, over a cluster (sm90_small)
   const char* why = "";  // a literal
-  int sharers = 1;       // CTAs of a cluster that fetch x together (sm90_small)
 };
 
 namespace detail {
@@ -77,25 +76,45 @@ constexpr std::int64_t small_shared_bytes(std::int64_t slots, int tile_tokens, i
   return slots * (groups * 8192 + block) + groups * block + partials + (2 * slots + 2) * 8;
 }
 
+/// The most that each of two CTAs of a multiprocessor may have.
+constexpr std::int64_t kSharedBytesOfTwo = 112 * 1024;
+
+/// CTAs of sm90_small.
+constexpr std::int64_t small_ctas(const ProjectionShape& s, const ProjectionConfig& c) {
+  return ceil_div(s.tokens, c.tile_tokens) *
+         ceil_div(ceil_div(s.columns(), 64), c.tile_columns / 64) * c.splits;
+}
+
 /// Slots of sm90_small: the whole slice of C at once where one CTA a multiprocessor can hold it;
-/// else a ring that lets two CTAs share a multiprocessor. Clusters always get the latter: one that
-/// needs whole multiprocessors leaves some of each GPC idle.
-constexpr int small_slots(std::int64_t chunks, int tile_tokens, int tile_columns, int splits) {
-  const std::int64_t slice = ceil_div(chunks, splits);
-  if (splits == 1 && small_shared_bytes(slice, tile_tokens, tile_columns, 1) <= 220 * 1024)
-    return static_cast<int>(slice);
+/// else a ring that lets two CTAs share a multiprocessor, or as long as one can be where there is
+/// no second. Splits always get the former: a cluster that needs whole multiprocessors leaves some
+/// of each GPC idle.
+constexpr int small_slots(const ProjectionShape& s, const ProjectionConfig& c,
+                          const DeviceInfo& device) {
+  constexpr std::int64_t kOne = 220 * 1024, kTwo = kSharedBytesOfTwo;
+  const std::int64_t slice = ceil_div(ceil_div(s.rest(), 64), c.splits);
+  const auto bytes = [&](std::int64_t slots) {
+    return small_shared_bytes(slots, c.tile_tokens, c.tile_columns, c.splits);
+  };
+  if (c.splits == 1 && bytes(slice) <= kOne) return static_cast<int>(slice);
+  const bool alone = c.splits == 1 && small_ctas(s, c) <= device.multiprocessors;
   std::int64_t slots = std::min<std::int64_t>(slice, 2);  // one is only given back for the next
-  while (slots < slice &&
-         small_shared_bytes(slots + 1, tile_tokens, tile_columns, splits) <= 112 * 1024)
-    ++slots;
+  while (slots < slice && bytes(slots + 1) <= (alone ? kOne : kTwo)) ++slots;
   return static_cast<int>(slots);
 }
 
 /// Chunks of C that sm90_small asks for before x. What comes from memory and what comes from L2
 /// queue in one line: with all of C ahead x is the last to come, and all products wait for it; with
-/// none, memory idles while x comes. Beside another kernel, all of C has the time.
-constexpr int small_ahead(std::int64_t chunks, int splits, bool dependent) {
-  return static_cast<int>(dependent ? chunks : ceil_div(chunks, 2 * splits));
+/// none, memory idles while x comes. A dependent launch whose CTAs start beside those of the kernel
+/// before has the time for all of C; one that waits for their multiprocessors, for some more.
+constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, int slots,
+                          bool dependent) {
+  const std::int64_t slice = ceil_div(ceil_div(s.rest(), 64), c.splits), half = ceil_div(slice, 2);
+  const bool beside =
+      small_shared_bytes(slots, c.tile_tokens, c.tile_columns, c.splits) <= kSharedBytesOfTwo;
+  if (dependent) return static_cast<int>(beside ? slice : std::min<std::int64_t>(half, 4));
+  const std::int64_t most = c.tile_tokens >= 128 ? 2 : c.tile_tokens == 64 ? 3 : half;
+  return static_cast<int>(std::min(half, most));
 }
 
 constexpr int kMaxCluster = 8;  // the portable limit
@@ -159,32 +178,20 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
       return tile(128, config.tile_columns);
     default: {
       const std::int64_t chunks = shape.rest() / 64;
-      if (config.tile_tokens != 16 && config.tile_tokens != 32 && config.tile_tokens != 64)
-        return unsupported("config.tile_tokens", "16, 32 or", 64, config.tile_tokens);
+      if (config.tile_tokens != 16 && config.tile_tokens != 32 && config.tile_tokens != 64 &&
+          config.tile_tokens != 128 && config.tile_tokens != 256)
+        return unsupported("config.tile_tokens", "16, 32, 64, 128 or", 256, config.tile_tokens);
       if (config.tile_columns != 64 && config.tile_columns != 128)
         return unsupported("config.tile_columns", "64 or", 128, config.tile_columns);
+      if (config.tile_tokens == 256 && config.tile_columns != 64)
+        return unsupported("config.tile_columns with 256 tokens", "equal to", 64,
+                           config.tile_columns);
       if (config.splits < 1 || config.splits > std::min<std::int64_t>(chunks, detail::kMaxCluster))
         return unsupported("config.splits", "from 1 to min(rest / 64, 8)",
                            std::min<std::int64_t>(chunks, detail::kMaxCluster), config.splits);
-      if (config.sharers != 1 && config.sharers != 2 && config.sharers != 4)
-        return unsupported("config.sharers", "1, 2 or", 4, config.sharers);
-      if (config.sharers > 1) {
-        if (config.splits > 1)
-          return unsupported("config.splits with sharers", "equal to", 1, config.splits);
-        const std::int64_t tiles =
-            detail::ceil_div(detail::ceil_div(shape.columns(), 64), config.tile_columns / 64);
-        if (tiles % config.sharers != 0)
-          return unsupported("column tiles modulo config.sharers", "equal to", 0,
-                             tiles % config.sharers);
-        const int slots =
-            detail::small_slots(chunks, config.tile_tokens, config.tile_columns, config.splits);
-        if (slots < chunks)
-          return unsupported("rest / 64 with sharers", "at most the chunks in flight", slots,
-                             chunks);
-      }
-      const std::int64_t bytes = detail::small_shared_bytes(
-          detail::small_slots(chunks, config.tile_tokens, config.tile_columns, config.splits),
-          config.tile_tokens, config.tile_columns, config.splits);
+      const std::int64_t bytes =
+          detail::small_shared_bytes(detail::small_slots(shape, config, device), config.tile_tokens,
+                                     config.tile_columns, config.splits);
       if (bytes > device.shared_bytes)
         return unsupported("shared memory of sm90_small", "at most", device.shared_bytes, bytes);
       return {};
@@ -226,48 +233,40 @@ inline ProjectionConfig pick_sm80(const ProjectionShape& s, const DeviceInfo& de
   return {ProjectionKernel::kSm80, 128, 128, 1, why};
 }
 
-/// CTAs that fetch x in pairs, in the tile that leaves about half of the device's multiprocessors
-/// busy: which pays where C has come before x may be read.
-inline void share_rows(const ProjectionShape& s, const DeviceInfo& device,
+/// sm90_small, where its CTAs cover the output in one wave; else false. Measured on an H100 at 12
+/// to 128 heads and 384 to 1920 rest channels.
+inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool dependent,
                        ProjectionConfig& config) {
-  ProjectionConfig pairs = config;
-  pairs.sharers = 2;
-  pairs.why = "few tokens, launched early: C is there first, and CTAs fetch x in pairs";
+  config = {ProjectionKernel::kSm90Small, 16, 64, 1,
+            "one wave: bound by bringing C and x, as much of both in flight as fits"};
   const auto ctas = [&](int tokens, int columns) {
     return ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns);
   };
-  if (s.tokens <= 16) {
-    if (ctas(16, 64) < 96 || ctas(16, 64) > device.multiprocessors) return;
-  } else if (s.tokens <= 32) {
-    if (ctas(32, 128) < 64) return;
-    pairs.tile_columns = 128;
-  } else if (ctas(64, 128) >= 64) {
-    pairs.tile_columns = 128;
-  } else {  // more CTAs than these would wait for each other, or come for C too often
-    pairs.tile_tokens = 32;
-    const bool two_fit = small_shared_bytes(s.rest() / 64, 32, 64, 1) <= 112 * 1024;
-    if (ctas(32, 64) > device.multiprocessors / (two_fit ? 1 : 2)) return;
+  const std::int64_t most = device.multiprocessors;
+  if (s.tokens <= 64) {
+    // Every token tile brings C anew: one, unless C is short and that leaves half of the
+    // multiprocessors idle.
+    const bool deep = s.rest() / 64 > 12;
+    while (config.tile_tokens < s.tokens && (deep || 2 * ctas(config.tile_tokens, 64) > most))
+      config.tile_tokens *= 2;
+    // Launched early, C is there first, and what counts is how often x is brought.
+    if (dependent && config.tile_tokens >= 32 && ctas(config.tile_tokens, 128) >= 64)
+      config.tile_columns = 128;
+    // Splitting the channels pays where a CTA would have many of them to itself.
+    if (config.tile_columns == 64 && config.tile_tokens <= 32 && deep)
+      while (config.splits < 4 && 2 * config.splits * ctas(config.tile_tokens, 64) <= most)
+        config.splits *= 2;
+    return true;
   }
-  if (validate(pairs, s, device).ok()) config = pairs;
-}
-
-/// Up to 64 tokens, and as long as few CTAs a multiprocessor cover the output in tiles of 64 x 64.
-/// Splitting the channels pays where a CTA would have many of them to itself.
-inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool dependent,
-                       ProjectionConfig& config) {
-  const std::int64_t columns = ceil_div(s.columns(), 64);
-  int tokens = s.tokens <= 16 ? 16 : s.tokens <= 32 ? 32 : 64;
-  if (s.tokens > 32 && s.tokens <= 64 && 4 * columns <= device.multiprocessors) tokens = 32;
-  const std::int64_t ctas = ceil_div(s.tokens, tokens) * columns;
-  const int each = s.tokens <= 128 && !dependent ? 2 : 1;  // CTAs of a multiprocessor
-  if (s.tokens > 64 && ctas > each * device.multiprocessors) return false;
-  int splits = 1;
-  if (s.rest() / 64 > 12)
-    while (splits < 4 && 2 * splits * ctas <= device.multiprocessors) splits *= 2;
-  config = {ProjectionKernel::kSm90Small, tokens, 64, splits,
-            "few tokens: bound by streaming C, as much of it in flight as fits"};
-  if (dependent && splits == 1) share_rows(s, device, config);
-  return true;
+  for (int tokens : {64, 128, 256}) {
+    if (tokens >= 2 * s.tokens) break;
+    // Small tiles bring too much to be worth the last quarter of the multiprocessors.
+    if (ctas(tokens, 64) > (tokens == 64 ? most * 3 / 4 : most)) continue;
+    config.tile_tokens = tokens;
+    return true;
+  }
+  config.tile_tokens = config.tile_columns = 128;
+  return ctas(128, 128) <= most && validate(config, s, device).ok();
 }
 
 }  // namespace detail

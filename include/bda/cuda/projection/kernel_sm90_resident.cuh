@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "bda/cuda/kv_layout/destination.cuh"
+#include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -53,11 +54,11 @@ struct Sm90ResidentParams {
   CUtensorMap rope_out;  // [heads, 1, tokens, rope_width], boxes of 16 rows x 64 channels
   int rope_width;        // 0: none. The rope part is sides[0]'s
   int tokens;
-  int heads;        // of one side
-  int block_heads;  // of one row block: those of both sides where they share the basis
-  int row_blocks;   // of one side
+  int heads;            // of one side
+  Divisor block_heads;  // of one row block: those of both sides where they share the basis
+  int row_blocks;       // of one side
   int units;
-  int units_per_cta;  // and one more in each of the first `longer_ctas`
+  Divisor units_per_cta;  // and one more in each of the first `longer_ctas`
   int longer_ctas;
 };
 
@@ -92,10 +93,10 @@ struct Shared {
 
 __device__ __forceinline__ int first_unit(const Sm90ResidentParams& p) {
   const int cta = static_cast<int>(ptx::block_index());
-  return cta * p.units_per_cta + min(cta, p.longer_ctas);
+  return cta * p.units_per_cta.value() + min(cta, p.longer_ctas);
 }
 __device__ __forceinline__ int unit_count(const Sm90ResidentParams& p) {
-  return p.units_per_cta + (static_cast<int>(ptx::block_index()) < p.longer_ctas ? 1 : 0);
+  return p.units_per_cta.value() + (static_cast<int>(ptx::block_index()) < p.longer_ctas ? 1 : 0);
 }
 
 /// What a CTA does in one row block: `count` heads from `head` on, cyclically.
@@ -115,15 +116,16 @@ struct HeadRange {
   int count;
 
   __device__ __forceinline__ HeadRange(const Sm90ResidentParams& p, int block) {
-    const int heads = p.block_heads, length = p.units_per_cta;
+    const int heads = p.block_heads.value(), length = p.units_per_cta.value();
     const int first = first_unit(p), last = min(first + unit_count(p), p.units);
     const int begin = max(first, block * heads), end = min(last, (block + 1) * heads);
     const bool enters_late = begin > block * heads, leaves_early = end < (block + 1) * heads;
     count = end - begin;
     if (length < heads) {
-      const int from_before = (length - block * heads % length) % length;  // of the block's heads
+      const int past = p.units_per_cta.remainder(block * heads);
+      const int from_before = past == 0 ? 0 : length - past;  // of the block's heads
       if (begin > first)
-        head = (heads - from_before) / length * length;
+        head = p.units_per_cta.quotient(heads - from_before) * length;
       else if (count < length)
         head = heads - count;
       else
@@ -133,7 +135,7 @@ struct HeadRange {
     } else if (leaves_early) {
       head = heads - count;
     } else {
-      head = (begin - first) % heads;
+      head = p.block_heads.remainder(begin - first);
     }
   }
 };
@@ -141,11 +143,12 @@ struct HeadRange {
 /// A CTA's row blocks: the first, and the step to the next while HeadRange::count is positive.
 __device__ __forceinline__ int first_block(const Sm90ResidentParams& p) {
   const int first = first_unit(p);
-  return (p.units_per_cta < p.block_heads ? min(first + p.units_per_cta, p.units) - 1 : first) /
-         p.block_heads;
+  const bool short_ranges = p.units_per_cta.value() < p.block_heads.value();
+  return p.block_heads.quotient(short_ranges ? min(first + p.units_per_cta.value(), p.units) - 1
+                                             : first);
 }
 __device__ __forceinline__ int block_step(const Sm90ResidentParams& p) {
-  return p.units_per_cta < p.block_heads ? -1 : 1;
+  return p.units_per_cta.value() < p.block_heads.value() ? -1 : 1;
 }
 
 /// A row block: its rows of x, and which of the 2 `heads` heads of both sides is its first.
@@ -253,20 +256,12 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const std::uint32_t last_full = ptx::shared_address(&shared.last_full);
   const std::uint32_t row_empty = ptx::shared_address(&shared.row_empty);
 
-  if (threadIdx.x == 0) {
-    shared.barriers.init(8);  // one arrival per consumer warp
-    ptx::mbarrier_init(basis_full, 1);
-    ptx::mbarrier_init(last_full, 1);
-    ptx::mbarrier_init(row_empty, 8);
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
   ptx::allow_next_kernel();
-
-  if (threadIdx.x < 128) {
+  const int turn = ptx::warp_index();
+  const bool leads = ptx::elect_one();
+  if (turn < 4) {
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
-    if (threadIdx.x % 32 != 0) return;
     const auto fetch_coefficients = [&](int slot, int head, int chunk) {
       const int side = kTwoSides && head >= p.heads ? 1 : 0;
       if (side == 1) head -= p.heads;
@@ -307,22 +302,41 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     // The ring is filled in this order: for the first head of a row block x and C by turns (x0 C0
     // x1 C1 .. x4 C4 C5), for its other heads C. The first round of slots needs no waiting, and
     // four threads fill it, because one takes longer to issue the copies than the first of them
-    // takes to arrive: this one C, which does not depend on the kernel before, the others the first
-    // rows of x.
+    // takes to arrive: one C, which does not depend on the kernel before, the others the first rows
+    // of x. Each of them makes the barriers of what it asks for, and waits for nobody.
     int block = first_block(p);
     rows = RowBlock::at<kTwoSides>(p, block);
-    if (const int turn = static_cast<int>(threadIdx.x) / 32; turn > 0) {
-      ptx::wait_for_previous_kernel();
+    if (leads) {
       if (turn == 3) {
-        fetch_basis_and_last_chunk();
-        if (!kRows) ptx::prefetch_tensor_map(p.sides[0].out);
+        ptx::mbarrier_init(basis_full, 1);
+        ptx::mbarrier_init(last_full, 1);
+        ptx::mbarrier_init(row_empty, 8);
       } else {
-        for (int chunk = turn - 1; 2 * chunk < kSlots; chunk += 2) fetch_rows(2 * chunk, chunk);
+#pragma unroll 1
+        for (int slot = turn == 0 ? 1 : 2 * turn - 2; slot < kSlots; slot += turn == 0 ? 2 : 4) {
+          ptx::mbarrier_init(full + 8 * slot, 1);
+          ptx::mbarrier_init(empty + 8 * slot, 8);  // one arrival per consumer warp
+        }
       }
-      return;
+      ptx::fence_mbarrier_init();
+      if (turn == 0) {
+        const int head = rows.first_head + HeadRange(p, block).head;
+#pragma unroll 1
+        for (int slot = 1; slot < kSlots; slot += 2) fetch_coefficients(slot, head, slot / 2);
+      } else {
+        ptx::wait_for_previous_kernel();
+        if (turn == 3) {
+          fetch_basis_and_last_chunk();
+          if (!kRows) ptx::prefetch_tensor_map(p.sides[0].out);
+        } else {
+#pragma unroll 1
+          for (int chunk = turn - 1; 2 * chunk < kSlots; chunk += 2) fetch_rows(2 * chunk, chunk);
+        }
+      }
     }
-    const int first_head = rows.first_head + HeadRange(p, block).head;
-    for (int slot = 1; slot < kSlots; slot += 2) fetch_coefficients(slot, first_head, slot / 2);
+    __syncwarp();
+    __syncthreads();
+    if (turn > 0 || !leads) return;
     ptx::wait_for_previous_kernel();
 
     RingPosition<kSlots> at;
@@ -348,7 +362,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       }
       // The loop that sets the pace.
       while (--heads.count > 0) {
-        if (++heads.head == p.block_heads) heads.head = 0;
+        if (++heads.head == p.block_heads.value()) heads.head = 0;
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
@@ -359,6 +373,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     }
   } else {
     // ------------------------------------------------------------------ consumers
+    if (turn == 4 && leads) ptx::prefetch_tensor_map(p.x);
+    __syncthreads();
     ptx::claim_registers<240>();
     std::uint32_t a[4 * kRegisterChunks][4];  // this warp's 16 rows of x, 16 channels each
     float even[64], odd[64];                  // accumulators of alternate units
@@ -506,7 +522,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           ptx::bulk_commit();
         }
       }
-      if (++head == p.block_heads) head = 0;
+      if (++head == p.block_heads.value()) head = 0;
     };
 
     // The first unit of a row block, into `even`: the rows of x come through the ring between the

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/projection/config.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
@@ -17,30 +18,32 @@
 /// slots by turns: a single thread takes longer to issue the copies than the first of them takes to
 /// arrive. Where there are fewer slices than multiprocessors a cluster of `splits` CTAs shares the
 /// rest channels: each one sends its partial sums to the CTA that stores those tokens, which adds
-/// them in rank order: the result does not depend on timing. Where there are many, all of them want
-/// the same x at the same moment: `sharers` CTAs of a cluster then fetch a part of its rows each,
-/// for all of them.
+/// them in rank order: the result does not depend on timing.
 namespace bda::inline v0::cuda {
 
 struct Sm90SmallParams {
-  CUtensorMap x;             // [tokens, kv_dim], boxes of kTokens / sharers rows x 64 channels
-  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows
+  CUtensorMap x;             // [tokens, kv_dim], boxes of kTokens rows x 64 channels
+  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows, or kTokens
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
-  int width;
-  int chunks;         // of 64 rest channels, all splits together
-  int column_blocks;  // of 64 output columns
-  int splits;
-  int sharers;  // CTAs that fetch x together; all chunks are in flight then
-  int slots;    // chunks in flight
+  int width_blocks;          // of 64 channels: 1 or 2
+  int chunks;                // of 64 rest channels, all splits together
+  int column_blocks;         // of 64 output columns
+  Divisor splits;
+  int split_chunks;  // of a split, and one more in each of the first `longer_splits`
+  int longer_splits;
+  int slots;  // chunks in flight
   int basis_begin;
   int ahead;  // chunks of C that are asked for before x
 };
 
-/// grid: (splits, column tiles, token tiles), clusters of (splits, sharers, 1), one of them 1; 128
-/// threads for each 64 columns of the tile, and 128.
-template <class T, int kTokens>
-__global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
+/// grid: (splits, column tiles, token tiles), clusters of (splits, 1, 1); 128 threads for each of
+/// the kGroups blocks of 64 columns of the tile, and 128. kSplit: splits > 1.
+///
+/// An ordinary launch pays for all that comes before the first copy, at 8 instructions a line of a
+/// cold instruction cache: so the producers come first, and nothing there divides.
+template <class T, int kTokens, int kGroups, bool kSplit>
+__global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
     sm90_small_kernel(const __grid_constant__ Sm90SmallParams p) {
 #if BDA_SM90A_CODE
   constexpr std::uint32_t kBlockBytes = 8192;          // 64 columns x 64 channels of C
@@ -48,102 +51,107 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   constexpr int kPairs = kTokens / 16;                 // of 8-token fragments; rank r stores every
                                                        // splits-th pair from r on
   constexpr std::uint32_t kPairBytes = 16 * 64 * 4;    // fp32, of one warpgroup
-  const int groups = static_cast<int>(blockDim.x) / 128 - 1;
-  const int first_block = static_cast<int>(blockIdx.y) * groups;
+  const int first_block = static_cast<int>(blockIdx.y) * kGroups;
   const int token = static_cast<int>(blockIdx.z) * kTokens;
-  const int rank = static_cast<int>(blockIdx.x), width_blocks = p.width / 64;
-  const int first_chunk = rank * p.chunks / p.splits;
-  const int chunks = (rank + 1) * p.chunks / p.splits - first_chunk;
+  const int rank = kSplit ? static_cast<int>(blockIdx.x) : 0;
+  const int splits = kSplit ? p.splits.value() : 1;
+  const int first_chunk = kSplit ? rank * p.split_chunks + min(rank, p.longer_splits) : 0;
+  const int chunks = kSplit ? p.split_chunks + (rank < p.longer_splits ? 1 : 0) : p.chunks;
 
   // Shared memory: slots of C, slots of x, the basis and in its place the output (a warp writes
   // where only it has read), partial sums [splits - 1][pairs], barriers. detail::small_shared_bytes
   // counts the same.
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   const std::uint32_t coefficients = ptx::shared_address(shared_bytes);
-  const std::uint32_t rows = coefficients + p.slots * groups * kBlockBytes;
+  const std::uint32_t rows = coefficients + p.slots * kGroups * kBlockBytes;
   const std::uint32_t basis = rows + p.slots * kRowsBytes;
-  const std::uint32_t partials = basis + groups * kRowsBytes;
-  const std::uint32_t most_pairs = (kPairs + p.splits - 1) / p.splits;
-  const std::uint32_t sender_bytes = most_pairs * groups * kPairBytes;
-  const std::uint32_t full = partials + (p.splits - 1) * sender_bytes, empty = full + 8 * p.slots;
+  const std::uint32_t partials = basis + kGroups * kRowsBytes;
+  const std::uint32_t sender_bytes =
+      kSplit ? p.splits.quotient(kPairs + splits - 1) * kGroups * kPairBytes : 0;
+  const std::uint32_t full = partials + (splits - 1) * sender_bytes;
+  const std::uint32_t empty = full + 8 * p.slots;
   const std::uint32_t basis_full = empty + 8 * p.slots, partials_full = basis_full + 8;
 
   ptx::allow_next_kernel();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < p.slots; ++i) {
-      ptx::mbarrier_init(full + 8 * i, 1);
-      ptx::mbarrier_init(empty + 8 * i, 4 * groups);
+  const int warp_index = ptx::warp_index(), turn = warp_index - 4 * kGroups;
+  const bool leads = ptx::elect_one();
+  const int ahead = min(min(chunks, p.slots), p.ahead);
+  const auto fetch_coefficients = [&](int chunk, int slot) {
+    const int blocks = min(kGroups, p.column_blocks - first_block);
+    const std::uint8_t* source =
+        static_cast<const std::uint8_t*>(p.coefficients) +
+        (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk + chunk) * kBlockBytes;
+    ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
+    ptx::bulk_load(coefficients + slot * kGroups * kBlockBytes, source, kBlockBytes,
+                   full + 8 * slot);
+    if (kGroups == 2 && blocks == 2)
+      ptx::bulk_load(coefficients + (slot * kGroups + 1) * kBlockBytes,
+                     source + p.chunks * static_cast<std::int64_t>(kBlockBytes), kBlockBytes,
+                     full + 8 * slot);
+  };
+  if (turn >= 0) {
+    if (leads) {
+      // A slot always belongs to the same warp, which also makes its barriers.
+#pragma unroll 1
+      for (int slot = turn; slot < p.slots; slot += 4) {
+        ptx::mbarrier_init(full + 8 * slot, 1);
+        ptx::mbarrier_init(empty + 8 * slot, 4 * kGroups);
+      }
+      if (turn == 3) {
+        ptx::mbarrier_init(basis_full, 1);
+        if (kSplit) ptx::mbarrier_init(partials_full, 1);
+      }
+      ptx::fence_mbarrier_init();
+      if (kSplit && turn == 3) {
+        const int pairs = rank < kPairs ? p.splits.quotient(kPairs - 1 - rank) + 1 : 0;
+        ptx::mbarrier_arrive_expect_bytes(partials_full,
+                                          (splits - 1) * pairs * kGroups * kPairBytes);
+      }
+      // C does not depend on the kernel before, x and out do: some or all of C goes ahead
+      // (detail::small_ahead), the rest together with x, so that the products keep pace.
+#pragma unroll 1
+      for (int slot = turn; slot < ahead; slot += 4) fetch_coefficients(slot, slot);
     }
-    ptx::mbarrier_init(basis_full, 1);
-    ptx::mbarrier_init(partials_full, 1);
-    ptx::fence_mbarrier_init();
-    const int pairs = rank < kPairs ? (kPairs - 1 - rank) / p.splits + 1 : 0;
-    ptx::mbarrier_arrive_expect_bytes(partials_full, (p.splits - 1) * pairs * groups * kPairBytes);
+    __syncwarp();
+  } else if (warp_index == 0 && leads) {
+    ptx::prefetch_tensor_map(p.x);
   }
   __syncthreads();
-  const bool clustered = p.splits > 1 || p.sharers > 1;
-  if (clustered) ptx::cluster_arrive();  // the others may send from here on
+  if (kSplit) ptx::cluster_arrive();  // the others may send from here on
 
-  if (static_cast<int>(threadIdx.x) >= 128 * groups) {
+  if (turn >= 0) {
     // ------------------------------------------------------------------ producers
-    const bool leads = threadIdx.x % 32 == 0;
-    const int turn = static_cast<int>(threadIdx.x) / 32 - 4 * groups;
-    const int blocks = min(groups, p.column_blocks - first_block);
-    const std::uint8_t* const source =
-        static_cast<const std::uint8_t*>(p.coefficients) +
-        (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk) * kBlockBytes;
-    const auto fetch_coefficients = [&](int i, int slot) {
-      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
-      for (int g = 0; g < blocks; ++g)
-        ptx::bulk_load(coefficients + (slot * groups + g) * kBlockBytes,
-                       source + (g * p.chunks + i) * static_cast<std::int64_t>(kBlockBytes),
-                       kBlockBytes, full + 8 * slot);
-    };
-    // C does not depend on the kernel before, x and out do: some or all of C goes ahead
-    // (detail::small_ahead), the rest together with x, so that the products keep pace.
-    const int ahead = min(min(chunks, p.slots), p.ahead);
-    if (leads)
-      for (int i = turn; i < ahead; i += 4) fetch_coefficients(i, i);
-    __syncwarp();
-    if (clustered && p.splits == 1) ptx::cluster_wait();  // the others' barriers are made
     if (leads) {
       ptx::wait_for_previous_kernel();
-      const int part = static_cast<int>(blockIdx.y) % p.sharers, part_rows = kTokens / p.sharers;
-      const auto fetch_rows = [&](std::uint32_t to, std::uint32_t barrier, int channel) {
-        if (p.sharers == 1)
-          ptx::tensor_load(to, p.x, barrier, channel, token);
-        else
-          ptx::tensor_load_multicast(to + part * part_rows * 128, p.x, barrier, channel,
-                                     token + part * part_rows,
-                                     static_cast<std::uint16_t>((1 << p.sharers) - 1));
-      };
       if (turn == 3) {
-        ptx::mbarrier_arrive_expect_bytes(basis_full, groups * kRowsBytes);
-        for (int g = 0; g < groups; ++g)
-          for (int row = 0; row < kTokens; row += part_rows)
-            ptx::tensor_load(basis + g * kRowsBytes + row * 128, p.x, basis_full,
-                             p.basis_begin + 64 * ((first_block + g) % width_blocks), token + row);
+        ptx::mbarrier_arrive_expect_bytes(basis_full, kGroups * kRowsBytes);
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g)
+          ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
+                           p.basis_begin + 64 * ((first_block + g) & (p.width_blocks - 1)), token);
       }
-      // A slot always belongs to the same warp: a parity can only tell the latest round.
+      // A parity can only tell the latest round of a slot.
       for (int first = 0, round = 0; first < chunks; first += p.slots, ++round)
+#pragma unroll 1
         for (int slot = turn; slot < min(p.slots, chunks - first); slot += 4) {
+          const int chunk = first + slot;
           if (round > 0) ptx::mbarrier_wait(empty + 8 * slot, (round - 1) & 1);
-          if (first + slot >= ahead) fetch_coefficients(first + slot, slot);
-          const int channel = 64 * (first_chunk + first + slot);
-          fetch_rows(rows + slot * kRowsBytes, full + 8 * slot,
-                     channel < p.basis_begin ? channel : channel + p.width);
+          if (chunk >= ahead) fetch_coefficients(chunk, slot);
+          int channel = 64 * (first_chunk + chunk);
+          if (channel >= p.basis_begin) channel += 64 * p.width_blocks;
+          ptx::tensor_load(rows + slot * kRowsBytes, p.x, full + 8 * slot, channel, token);
         }
       if (turn == 0) ptx::prefetch_tensor_map(p.out);
     }
     __syncwarp();
-    if (p.splits > 1) ptx::cluster_wait();
+    if (kSplit) ptx::cluster_wait();
     return;
   }
 
   // -------------------------------------------------------------------- consumers
   // ---- the accumulator starts from the basis (in rank 0): c[4 i + ...] is 8 tokens, two columns
-  const int group = static_cast<int>(threadIdx.x) / 128, block = first_block + group;
-  const int t = static_cast<int>(threadIdx.x) & 127, warp = t >> 5, lane = t & 31;
+  const int group = kGroups == 1 ? 0 : warp_index / 4, block = first_block + group;
+  const int t = static_cast<int>(threadIdx.x) & 127, warp = warp_index & 3, lane = t & 31;
   // Piece of 8 columns and token row of this lane's address in a pair of 8-token fragments.
   const int column_piece = warp * 2 + ((lane >> 3) & 1), pair_row = 8 * (lane >> 4) + (lane & 7);
   const auto fragment = [&](std::uint32_t base, int pair) {
@@ -151,7 +159,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
            ((column_piece ^ (lane & 7)) << 4);
   };
   float c[kTokens / 2];
-  if (clustered && p.splits == 1) ptx::cluster_wait();  // no thread leaves without it
   ptx::mbarrier_wait(basis_full, 0);
   float bias[2] = {0, 0};
   if (p.bias != nullptr && block < p.column_blocks) {
@@ -177,7 +184,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     ptx::mbarrier_wait(full + 8 * slot, parity);
     ptx::wgmma_fence();
     const std::uint64_t w =
-        ptx::matrix_descriptor(coefficients + (slot * groups + group) * kBlockBytes);
+        ptx::matrix_descriptor(coefficients + (slot * kGroups + group) * kBlockBytes);
     const std::uint64_t x = ptx::matrix_descriptor(rows + slot * kRowsBytes);
 #pragma unroll
     for (int k = 0; k < 4; ++k) ptx::wgmma<T, kTokens>(c, w + 2 * k, x + 2 * k, 1);
@@ -198,38 +205,39 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   ptx::delivered(c);
 
   // ---- partial sums of the cluster to where they are stored
-  if (p.splits > 1) {
+  if constexpr (kSplit) {
     ptx::cluster_wait();
     const std::uint32_t mine = partials + (group * 128 + t) * 16;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
-      const int owner = pair % p.splits;
+      const int owner = p.splits.remainder(pair);
       if (owner == rank) continue;
       const int sender = rank < owner ? rank : rank - 1;  // among the owner's senders
       const std::uint32_t target = ptx::address_in_cluster(
-          mine + sender * sender_bytes + pair / p.splits * (groups * kPairBytes), owner);
+          mine + sender * sender_bytes + p.splits.quotient(pair) * (kGroups * kPairBytes), owner);
       const std::uint32_t barrier = ptx::address_in_cluster(partials_full, owner);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float* v = &c[8 * pair + 4 * i];
-        ptx::store_async(target + i * groups * (kPairBytes / 2), v[0], v[1], v[2], v[3], barrier);
+        ptx::store_async(target + i * kGroups * (kPairBytes / 2), v[0], v[1], v[2], v[3], barrier);
       }
     }
     if (rank >= kPairs) return;  // nothing to store here
     ptx::mbarrier_wait(partials_full, 0);
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) {
-      if (pair % p.splits != rank) continue;
+      if (p.splits.remainder(pair) != rank) continue;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         float* const own = &c[8 * pair + 4 * i];
         float4 sum = make_float4(0, 0, 0, 0);
-        for (int r = 0; r < p.splits; ++r) {
+        for (int r = 0; r < splits; ++r) {
           const int sender = r < rank ? r : r - 1;
-          const float4 v = r == rank ? make_float4(own[0], own[1], own[2], own[3])
-                                     : ptx::load_floats(mine + sender * sender_bytes +
-                                                        pair / p.splits * (groups * kPairBytes) +
-                                                        i * groups * (kPairBytes / 2));
+          const float4 v = r == rank
+                               ? make_float4(own[0], own[1], own[2], own[3])
+                               : ptx::load_floats(mine + sender * sender_bytes +
+                                                  p.splits.quotient(pair) * (kGroups * kPairBytes) +
+                                                  i * kGroups * (kPairBytes / 2));
           sum.x += v.x;
           sum.y += v.y;
           sum.z += v.z;
@@ -246,7 +254,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   // ---- to shared memory as rows of tokens, and out
 #pragma unroll
   for (int pair = 0; pair < kTokens / 16; ++pair) {
-    if (pair % p.splits != rank) continue;
+    if (kSplit && p.splits.remainder(pair) != rank) continue;
     const float* v = &c[8 * pair];
     ptx::store_matrices_transposed(fragment(basis, pair), ptx::pack_pair<T>(v[0], v[1]),
                                    ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
@@ -258,9 +266,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   else
     ptx::barrier_sync<2>(128);
   if (t == 0 && block < p.column_blocks) {
-    for (int pair = rank; pair < kTokens / 16; pair += p.splits)
-      ptx::tensor_store(p.out, basis + group * kRowsBytes + pair * 2048, 0, token + 16 * pair,
-                        block % width_blocks, block / width_blocks, ptx::policy_evict_first());
+    const int half = block & (p.width_blocks - 1), head = block >> (p.width_blocks - 1);
+    for (int pair = rank; pair < (kSplit ? kPairs : 1); pair += splits)
+      ptx::tensor_store(p.out, basis + group * kRowsBytes + pair * 2048, 0, token + 16 * pair, half,
+                        head, ptx::policy_evict_first());
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
   }

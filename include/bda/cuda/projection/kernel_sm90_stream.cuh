@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -24,10 +25,10 @@ struct Sm90StreamParams {
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
   int tokens;
-  int width;
+  int width_blocks;   // of 64 channels: 1 or 2
   int chunks;         // of 64 rest channels
   int column_blocks;  // of 64 output columns
-  int column_tiles;
+  Divisor column_tiles;
   int tiles;
   int basis_begin;
 };
@@ -65,21 +66,18 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const std::uint32_t full = ptx::shared_address(shared.barriers.full);
   const std::uint32_t empty = ptx::shared_address(shared.barriers.empty);
 
-  if (threadIdx.x == 0) {
-    shared.barriers.init(8);  // one arrival per consumer warp
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
   ptx::allow_next_kernel();
-  const int width_blocks = p.width / 64;
+  const int turn = ptx::warp_index();
+  const bool leads = ptx::elect_one();
+  const auto first_block_of = [&](int tile) { return p.column_tiles.remainder(tile) * kBlocks; };
+  const auto row_of = [&](int tile) { return p.column_tiles.quotient(tile) * 128; };
 
-  if (threadIdx.x < 128) {
+  if (turn < 4) {
     // ------------------------------------------------------------------ producer
     ptx::give_up_registers<24>();
-    if (threadIdx.x % 32 != 0) return;
     RingPosition<kSlots> at;
     const auto x_column = [&](int chunk) {  // of a chunk of rest channels: it steps over S
-      return chunk * 64 < p.basis_begin ? chunk * 64 : chunk * 64 + p.width;
+      return chunk * 64 < p.basis_begin ? chunk * 64 : (chunk + p.width_blocks) * 64;
     };
     const auto fetch_coefficients = [&](int slot, int first_block, int chunk) {
       // The last tile of a row may hold fewer columns; what its slots hold there is not stored.
@@ -96,8 +94,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     };
 
     const auto fetch_basis = [&](int slot, int row) {
-      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, width_blocks * kRowsBytes);
-      for (int i = 0; i < width_blocks; ++i)
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, p.width_blocks * kRowsBytes);
+#pragma unroll 1
+      for (int i = 0; i < p.width_blocks; ++i)
         ptx::tensor_load(ring + slot * kSlotBytes + i * kRowsBytes, p.x, full + 8 * slot,
                          p.basis_begin + 64 * i, row);
     };
@@ -106,29 +105,42 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     };
 
     // The first round of slots needs no waiting, and four threads fill it, because one takes longer
-    // to issue the copies than the first of them takes to arrive: this one C, which does not depend
-    // on the kernel before, the others x.
+    // to issue the copies than the first of them takes to arrive: one C, which does not depend on
+    // the kernel before, the others x.
+    if (turn == 0 && leads) {
+#pragma unroll 1
+      for (int slot = 0; slot < kSlots; ++slot) {
+        ptx::mbarrier_init(full + 8 * slot, 1);
+        ptx::mbarrier_init(empty + 8 * slot, 8);  // one arrival per consumer warp
+      }
+      ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
+    __syncthreads();
+    if (!leads) return;
     const int tile0 = static_cast<int>(blockIdx.x);
     const int opening = min(kSlots - 1, p.chunks);
-    if (threadIdx.x != 0) {
-      const int row = tile0 / p.column_tiles * 128, turn = static_cast<int>(threadIdx.x) / 32;
+    if (turn > 0) {
+      const int row = row_of(tile0);
       ptx::wait_for_previous_kernel();
       if (turn == 3) {
         fetch_basis(0, row);
         ptx::prefetch_tensor_map(p.out);
       } else {
+#pragma unroll 1
         for (int chunk = turn - 1; chunk < opening; chunk += 2) fetch_rows(1 + chunk, chunk, row);
       }
       return;
     }
+    const int opening_block = first_block_of(tile0);
+#pragma unroll 1
     for (int chunk = 0; chunk < opening; ++chunk)
-      fetch_coefficients(1 + chunk, tile0 % p.column_tiles * kBlocks, chunk);
-    for (int i = 0; i < 1 + opening; ++i) at.advance();
+      fetch_coefficients(1 + chunk, opening_block, chunk);
     ptx::wait_for_previous_kernel();
+    for (int i = 0; i < 1 + opening; ++i) at.advance();
 
     for (int tile = tile0; tile < p.tiles; tile += gridDim.x) {
-      const int row = tile / p.column_tiles * 128;
-      const int first_block = tile % p.column_tiles * kBlocks;
+      const int row = row_of(tile), first_block = first_block_of(tile);
       if (tile != tile0) {
         ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
         fetch_basis(at.slot, row);
@@ -143,8 +155,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     }
   } else {
     // ------------------------------------------------------------------ consumers
+    if (turn == 4 && leads) ptx::prefetch_tensor_map(p.x);
+    __syncthreads();
     ptx::claim_registers<240>();
-    const int t = static_cast<int>(threadIdx.x) - 128, warp = t >> 5, lane = t & 31;
+    const int warp = turn - 4, lane = static_cast<int>(threadIdx.x) & 31;
     // Fragment addresses: row l % 16 of the warp, 16-byte piece 2 j + l / 16 under the swizzle; the
     // 16 columns j of a block of 64 are reached by XOR with 32 j.
     const std::uint32_t piece = ((lane >> 4) ^ (lane & 7)) << 4;
@@ -163,15 +177,14 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     int turn = 0;  // which output buffer is next
     float c[kColumns / 2];
     for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-      const int row = tile / p.column_tiles * 128 + warp * 16;
-      const int first_block = tile % p.column_tiles * kBlocks;
+      const int row = row_of(tile) + warp * 16, first_block = first_block_of(tile);
       const int blocks = min(kBlocks, p.column_blocks - first_block);
       const bool opening = tile == static_cast<int>(blockIdx.x);
 
       ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
 #pragma unroll
       for (int i = 0; i < kBlocks; ++i) {
-        const int within = (first_block + i) % width_blocks;
+        const int within = (first_block + i) & (p.width_blocks - 1);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           std::uint32_t basis[4];
@@ -250,7 +263,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           const int block = first_block + i;
           if (row < p.tokens)
             ptx::tensor_store(p.out, ptx::shared_address(shared.output[warp][turn]), 0, row,
-                              block % width_blocks, block / width_blocks, policy);
+                              block & (p.width_blocks - 1), block >> (p.width_blocks - 1), policy);
           ptx::bulk_commit();
         }
         turn ^= 1;

@@ -9,6 +9,7 @@
 
 #include "bda/core/error.hpp"
 #include "bda/cuda/checks.hpp"
+#include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/projection/kernel_simt.cuh"
 #include "bda/cuda/projection/kernel_sm80.cuh"
 #include "bda/cuda/projection/kernel_sm80_resident.cuh"
@@ -32,7 +33,7 @@ struct LaunchShape {
   dim3 grid;
   int threads;
   std::size_t shared_bytes;
-  int cluster = 1, cluster_y = 1;
+  int cluster = 1;
 };
 
 template <class... Params>
@@ -57,10 +58,10 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& sh
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  if (shape.cluster * shape.cluster_y > 1) {
+  if (shape.cluster > 1) {
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-    attributes[config.numAttrs].val.clusterDim.y = static_cast<unsigned>(shape.cluster_y);
+    attributes[config.numAttrs].val.clusterDim.y = 1;
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params...);
@@ -75,9 +76,10 @@ inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
 /// x at the same moment: then every multiprocessor gets a range, and these differ by one unit.
 inline std::int64_t deal_out(std::int64_t units, const DeviceInfo& device, Sm90ResidentParams& p) {
   const std::int64_t ctas = std::max(device.multiprocessors, 1), length = ceil_div(units, ctas);
-  const bool even = length % p.block_heads == 0 && units / ctas >= p.block_heads;
+  const std::int64_t heads = p.block_heads.value();
+  const bool even = length % heads == 0 && units / ctas >= heads;
   p.units = static_cast<int>(units);
-  p.units_per_cta = static_cast<int>(even ? units / ctas : length);
+  p.units_per_cta = Divisor(static_cast<int>(even ? units / ctas : length));
   p.longer_ctas = static_cast<int>(even ? units % ctas : 0);
   return even ? ctas : ceil_div(units, length);
 }
@@ -95,7 +97,8 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
   p.sides[0].bias = a.bias;
   p.sides[0].basis_begin = static_cast<int>(a.basis_begin);
   p.tokens = static_cast<int>(a.x.extent(0));
-  p.heads = p.block_heads = static_cast<int>(a.packing.heads);
+  p.heads = static_cast<int>(a.packing.heads);
+  p.block_heads = Divisor(p.heads);
   const std::int64_t ctas = deal_out(units, device, p);
   const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,
                           sizeof(sm90_resident::Shared<ResidentOutput::kPlain>)};
@@ -112,11 +115,11 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
   p.coefficients = a.coefficients;
   p.bias = a.bias;
   p.tokens = static_cast<int>(a.x.extent(0));
-  p.width = static_cast<int>(a.packing.width);
+  p.width_blocks = static_cast<int>(a.packing.width / 64);
   p.chunks = static_cast<int>(a.packing.channel_blocks());
   p.column_blocks = static_cast<int>(a.packing.column_blocks());
-  p.column_tiles = static_cast<int>(ceil_div(p.column_blocks, kColumns / 64));
-  const std::int64_t tiles = ceil_div(a.x.extent(0), 128) * p.column_tiles;
+  p.column_tiles = Divisor(static_cast<int>(ceil_div(p.column_blocks, kColumns / 64)));
+  const std::int64_t tiles = ceil_div(a.x.extent(0), 128) * p.column_tiles.value();
   if (tiles > 0x7fffffff / 2)
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
@@ -127,33 +130,46 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
                 stream, p);
 }
 
-template <class T, int kTokens>
+template <class T, int kTokens, int kGroups, bool kSplit>
 Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
-                 cudaStream_t stream) {
+                 const DeviceInfo& device, cudaStream_t stream) {
   Sm90SmallParams p{};
-  if (Status s = encode_rows_map<T>(a.x, kTokens / config.sharers, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out, kSplit ? 16 : kTokens); !s.ok()) return s;
   p.coefficients = a.coefficients;
   p.bias = a.bias;
-  p.width = static_cast<int>(a.packing.width);
+  p.width_blocks = static_cast<int>(a.packing.width / 64);
   p.chunks = static_cast<int>(a.packing.channel_blocks());
   p.column_blocks = static_cast<int>(a.packing.column_blocks());
-  p.splits = config.splits;
-  p.sharers = config.sharers;
-  p.slots = small_slots(p.chunks, kTokens, config.tile_columns, config.splits);
-  p.ahead = small_ahead(p.chunks, p.splits, a.dependent_launch);
+  p.splits = Divisor(config.splits);
+  p.split_chunks = p.chunks / config.splits;
+  p.longer_splits = p.chunks % config.splits;
+  p.slots = small_slots(a.shape(), config, device);
+  p.ahead = small_ahead(a.shape(), config, p.slots, a.dependent_launch);
   p.basis_begin = static_cast<int>(a.basis_begin);
-  const std::int64_t columns = ceil_div(p.column_blocks, config.tile_columns / 64);
+  const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
   const std::int64_t rows = ceil_div(a.x.extent(0), kTokens);
   if (columns > 65535) return Status::invalid("column tiles of out", "at most", 65535, columns);
   if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
-  const LaunchShape shape{dim3(to_grid(p.splits), to_grid(columns), to_grid(rows)),
-                          2 * config.tile_columns + 128,
+  const LaunchShape shape{dim3(to_grid(config.splits), to_grid(columns), to_grid(rows)),
+                          128 * kGroups + 128,
                           static_cast<std::size_t>(small_shared_bytes(
                               p.slots, kTokens, config.tile_columns, config.splits)),
-                          config.splits, config.sharers};
-  return launch("sm90_small launch", sm90_small_kernel<T, kTokens>, shape, a.dependent_launch,
-                stream, p);
+                          config.splits};
+  return launch("sm90_small launch", sm90_small_kernel<T, kTokens, kGroups, kSplit>, shape,
+                a.dependent_launch, stream, p);
+}
+
+template <class T, int kTokens>
+Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
+                 const DeviceInfo& device, cudaStream_t stream) {
+  const bool split = config.splits > 1;
+  if constexpr (kTokens < 256)
+    if (config.tile_columns == 128)
+      return split ? run_small<T, kTokens, 2, true>(a, config, device, stream)
+                   : run_small<T, kTokens, 2, false>(a, config, device, stream);
+  return split ? run_small<T, kTokens, 1, true>(a, config, device, stream)
+               : run_small<T, kTokens, 1, false>(a, config, device, stream);
 }
 
 /// What the kernels that address global memory themselves have in common.
@@ -296,9 +312,12 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_columns == 192) return detail::run_stream<T, 192>(args, device, stream);
         return detail::run_stream<T, 256>(args, device, stream);
       case ProjectionKernel::kSm90Small:
-        if (config.tile_tokens == 16) return detail::run_small<T, 16>(args, config, stream);
-        if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, stream);
-        return detail::run_small<T, 64>(args, config, stream);
+        if (config.tile_tokens == 16) return detail::run_small<T, 16>(args, config, device, stream);
+        if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, device, stream);
+        if (config.tile_tokens == 64) return detail::run_small<T, 64>(args, config, device, stream);
+        if (config.tile_tokens == 128)
+          return detail::run_small<T, 128>(args, config, device, stream);
+        return detail::run_small<T, 256>(args, config, device, stream);
       default:
         return detail::run_sm80(args, config, device, stream);
     }

@@ -57,9 +57,10 @@ Status encode_rows_map(const TensorView<const T, 2>& view, int box_rows, CUtenso
   return encode<T, 2>(view.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, map);
 }
 
-/// out as [heads, width / 64, tokens, 64] in boxes of `blocks` x 16 tokens x 64 columns.
+/// out as [heads, width / 64, tokens, 64] in boxes of `blocks` x `box_tokens` x 64 columns.
 template <class T>
-Status encode_out_map(const ProjectionArguments<T>& a, int blocks, CUtensorMap& map) {
+Status encode_out_map(const ProjectionArguments<T>& a, int blocks, CUtensorMap& map,
+                      int box_tokens = 16) {
   // A stride that nothing steps over may be anything in the view, but not for the copy engine.
   const std::int64_t token_stride = a.out.extent(0) > 1 ? a.out.stride(0) : a.packing.width;
   const std::int64_t head_stride = a.out.extent(1) > 1 ? a.out.stride(1) : a.packing.width;
@@ -68,7 +69,8 @@ Status encode_out_map(const ProjectionArguments<T>& a, int blocks, CUtensorMap& 
                                  static_cast<cuuint64_t>(a.out.extent(1))};
   const cuuint64_t strides[3] = {static_cast<cuuint64_t>(token_stride) * sizeof(T), 64 * sizeof(T),
                                  static_cast<cuuint64_t>(head_stride) * sizeof(T)};
-  const cuuint32_t box[4] = {64, 16, static_cast<cuuint32_t>(blocks), 1};
+  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(box_tokens),
+                             static_cast<cuuint32_t>(blocks), 1};
   return encode<T, 4>(a.out.data, extents, strides, box, CU_TENSOR_MAP_L2_PROMOTION_NONE, map);
 }
 

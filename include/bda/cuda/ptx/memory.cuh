@@ -29,6 +29,20 @@ __device__ __forceinline__ std::uint32_t block_index() {
   return b;
 }
 
+/// threadIdx.x / 32, in a form that tells the compiler that all threads of a warp have the same:
+/// addresses that depend on it stay in uniform registers, which the copy engine takes them from.
+__device__ __forceinline__ int warp_index() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+/// 9.7.13.14 elect.sync: true in one thread of the warp.
+__device__ __forceinline__ bool elect_one() {
+  std::uint32_t elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.b32 %0, 1, 0, p;\n}"
+               : "=r"(elected));
+  return elected != 0;
+}
+
 // ---- 9.7.13.1 barrier: named barriers of a CTA; 0 is __syncthreads'
 
 template <int kId>
@@ -111,18 +125,6 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensor
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared),
       "l"(&map), "r"(barrier), "r"(x), "r"(y)
-      : "memory");
-}
-
-/// The same to this place of every CTA of the cluster whose bit is set in `ctas`, each counting the
-/// bytes on its own `barrier`.
-__device__ __forceinline__ void tensor_load_multicast(std::uint32_t shared, const CUtensorMap& map,
-                                                      std::uint32_t barrier, int x, int y,
-                                                      std::uint16_t ctas) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y), "h"(ctas)
       : "memory");
 }
 
@@ -222,10 +224,10 @@ __device__ __forceinline__ void allow_next_kernel() {
 
 // ---- clusters
 
-/// 9.7.13.4 barrier.cluster, by all threads of the cluster: what was written before the arrival is
-/// visible after the wait.
+/// 9.7.13.4 barrier.cluster, by all threads of the cluster. The arrival orders nothing but
+/// initialised barriers (`fence_mbarrier_init`): one that releases all writes takes 0.7 us.
 __device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {
