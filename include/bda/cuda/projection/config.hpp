@@ -36,7 +36,7 @@ enum class ProjectionKernel {
   kSimt,          // fp32, any device
   kSm80,          // fp16 and bf16, cp.async and mma.sync, sm_80 and up
   kSm80Resident,  // the same, x stays in shared memory over the heads
-  kSm90Small,     // sm_90a, few tokens: every CTA has its whole slice of C in flight at once
+  kSm90Small,     // sm_90a, one wave of tiles: as much of C and x in flight at once as fits
   kSm90Stream,    // sm_90a, any depth: x and C stream through one ring
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
 };
@@ -106,7 +106,7 @@ constexpr int small_slots(const ProjectionShape& s, const ProjectionConfig& c,
 /// Chunks of C that sm90_small asks for before x. What comes from memory and what comes from L2
 /// queue in one line: with all of C ahead x is the last to come, and all products wait for it; with
 /// none, memory idles while x comes. A dependent launch whose CTAs start beside those of the kernel
-/// before has the time for all of C; one that waits for their multiprocessors, for some more.
+/// before has the time for all of C; one whose CTAs wait for their multiprocessors, for half of it.
 constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, int slots,
                           bool dependent) {
   const std::int64_t slice = ceil_div(ceil_div(s.rest(), 64), c.splits), half = ceil_div(slice, 2);

@@ -9,9 +9,9 @@
 #include "bda/cuda/ptx/memory.cuh"
 #include "bda/cuda/ptx/wgmma.cuh"
 
-/// Few tokens on sm_90a (decode): the time is that of streaming C once, so every CTA asks for its
-/// whole slice of C at once, or for as much of it as fits, and multiplies chunk by chunk as it
-/// arrives.
+/// Few tokens on sm_90a, from decode to where one tile for every multiprocessor covers the output:
+/// the time is that of bringing C and x once, so every CTA asks for all it needs at once, or for as
+/// much of it as fits, and multiplies chunk by chunk as it arrives.
 ///
 /// The operands are swapped: 64 output columns are the rows of wgmma, the tokens its columns, so
 /// that 16 tokens cost a quarter of 64. One warpgroup per 64 columns, and four warps that fill the
