@@ -3,11 +3,7 @@
 #include <bit>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define BDA_HOST_DEVICE __host__ __device__
-#else
-#define BDA_HOST_DEVICE
-#endif
+#include "bda/cuda/host_device.hpp"
 
 namespace bda::inline v0::cuda {
 
@@ -42,5 +38,3 @@ class Divisor {
 };
 
 }  // namespace bda::inline v0::cuda
-
-#undef BDA_HOST_DEVICE

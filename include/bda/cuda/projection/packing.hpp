@@ -8,14 +8,7 @@
 #include "bda/core/checks.hpp"
 #include "bda/core/dtype.hpp"
 #include "bda/core/tensor_view.hpp"
-
-// The layout's arithmetic is the same on the host and, where a CUDA compiler reads this, on the
-// device.
-#if defined(__CUDACC__)
-#define BDA_HOST_DEVICE __host__ __device__
-#else
-#define BDA_HOST_DEVICE
-#endif
+#include "bda/cuda/host_device.hpp"
 
 /// The coefficients C in the order the kernels read them: arranged once, offline, because C is a
 /// weight.
