@@ -76,13 +76,12 @@ constexpr std::int64_t small_shared_bytes(std::int64_t slots, int tile_tokens, i
   return slots * (groups * 8192 + block) + groups * block + partials + (2 * slots + 2) * 8;
 }
 
-/// The most that each of two CTAs of a multiprocessor may have.
-constexpr std::int64_t kSharedBytesOfTwo = 112 * 1024;
+/// The most shared memory for a CTA that has a multiprocessor to itself, and for each of two.
+constexpr std::int64_t kSharedBytesOfOne = 220 * 1024, kSharedBytesOfTwo = 112 * 1024;
 
-/// CTAs of sm90_small.
-constexpr std::int64_t small_ctas(const ProjectionShape& s, const ProjectionConfig& c) {
-  return ceil_div(s.tokens, c.tile_tokens) *
-         ceil_div(ceil_div(s.columns(), 64), c.tile_columns / 64) * c.splits;
+/// Tiles of `tokens` x `columns` that cover the output.
+constexpr std::int64_t small_tiles(const ProjectionShape& s, int tokens, int columns) {
+  return ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns);
 }
 
 /// Slots of sm90_small: the whole slice of C at once where one CTA a multiprocessor can hold it;
@@ -91,15 +90,16 @@ constexpr std::int64_t small_ctas(const ProjectionShape& s, const ProjectionConf
 /// of each GPC idle.
 constexpr int small_slots(const ProjectionShape& s, const ProjectionConfig& c,
                           const DeviceInfo& device) {
-  constexpr std::int64_t kOne = 220 * 1024, kTwo = kSharedBytesOfTwo;
   const std::int64_t slice = ceil_div(ceil_div(s.rest(), 64), c.splits);
   const auto bytes = [&](std::int64_t slots) {
     return small_shared_bytes(slots, c.tile_tokens, c.tile_columns, c.splits);
   };
-  if (c.splits == 1 && bytes(slice) <= kOne) return static_cast<int>(slice);
-  const bool alone = c.splits == 1 && small_ctas(s, c) <= device.multiprocessors;
+  if (c.splits == 1 && bytes(slice) <= kSharedBytesOfOne) return static_cast<int>(slice);
+  const bool alone =
+      c.splits == 1 && small_tiles(s, c.tile_tokens, c.tile_columns) <= device.multiprocessors;
+  const std::int64_t most = alone ? kSharedBytesOfOne : kSharedBytesOfTwo;
   std::int64_t slots = std::min<std::int64_t>(slice, 2);  // one is only given back for the next
-  while (slots < slice && bytes(slots + 1) <= (alone ? kOne : kTwo)) ++slots;
+  while (slots < slice && bytes(slots + 1) <= most) ++slots;
   return static_cast<int>(slots);
 }
 
@@ -239,34 +239,33 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
                        ProjectionConfig& config) {
   config = {ProjectionKernel::kSm90Small, 16, 64, 1,
             "one wave: bound by bringing C and x, as much of both in flight as fits"};
-  const auto ctas = [&](int tokens, int columns) {
-    return ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns);
-  };
   const std::int64_t most = device.multiprocessors;
   if (s.tokens <= 64) {
     // Every token tile brings C anew: one, unless C is short and that leaves half of the
     // multiprocessors idle.
     const bool deep = s.rest() / 64 > 12;
-    while (config.tile_tokens < s.tokens && (deep || 2 * ctas(config.tile_tokens, 64) > most))
+    while (config.tile_tokens < s.tokens &&
+           (deep || 2 * small_tiles(s, config.tile_tokens, 64) > most))
       config.tile_tokens *= 2;
     // Launched early, C is there first, and what counts is how often x is brought.
-    if (dependent && config.tile_tokens >= 32 && ctas(config.tile_tokens, 128) >= 64)
+    if (dependent && config.tile_tokens >= 32 && small_tiles(s, config.tile_tokens, 128) >= 64)
       config.tile_columns = 128;
     // Splitting the channels pays where a CTA would have many of them to itself.
     if (config.tile_columns == 64 && config.tile_tokens <= 32 && deep)
-      while (config.splits < 4 && 2 * config.splits * ctas(config.tile_tokens, 64) <= most)
+      while (config.splits < 4 &&
+             2 * config.splits * small_tiles(s, config.tile_tokens, 64) <= most)
         config.splits *= 2;
     return true;
   }
   for (int tokens : {64, 128, 256}) {
     if (tokens >= 2 * s.tokens) break;
     // Small tiles bring too much to be worth the last quarter of the multiprocessors.
-    if (ctas(tokens, 64) > (tokens == 64 ? most * 3 / 4 : most)) continue;
+    if (small_tiles(s, tokens, 64) > (tokens == 64 ? most * 3 / 4 : most)) continue;
     config.tile_tokens = tokens;
     return true;
   }
   config.tile_tokens = config.tile_columns = 128;
-  return ctas(128, 128) <= most && validate(config, s, device).ok();
+  return small_tiles(s, 128, 128) <= most && validate(config, s, device).ok();
 }
 
 }  // namespace detail

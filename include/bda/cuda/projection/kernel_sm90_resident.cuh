@@ -303,7 +303,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     // x1 C1 .. x4 C4 C5), for its other heads C. The first round of slots needs no waiting, and
     // four threads fill it, because one takes longer to issue the copies than the first of them
     // takes to arrive: one C, which does not depend on the kernel before, the others the first rows
-    // of x. Each of them makes the barriers of what it asks for, and waits for nobody.
+    // of x. Each of them makes the barriers of what it asks for, and waits for no other warp.
     int block = first_block(p);
     rows = RowBlock::at<kTwoSides>(p, block);
     if (leads) {
