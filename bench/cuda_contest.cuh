@@ -43,7 +43,7 @@ constexpr int kGraphLaunches = 24;
 struct Settings {
   int rounds = 9;
   int graph_tokens = 512;  // up to here launches are timed in graphs: a stream waits for the host
-  double warm_us = 15000, sample_us = 10000;  // of the plain product before, of a sample
+  double warm_us = 15000, sample_us = 10000;  // untimed before a sample, of a sample
   bool all_configs = false;  // every configuration that fits, not only the chosen one
 };
 inline Settings settings;
@@ -298,9 +298,10 @@ struct Contestant {
 };
 
 /// Runs the contestants by turns, and returns their medians, in microseconds, by name. In streams
-/// each sample comes after `warm_up`, untimed, so that all start from the same clock; and in a new
-/// order every round, because what ran before a contestant, not only right before, shows in its
-/// clock.
+/// each sample comes after `warm_up`, untimed, so that all start from the same clock; without one,
+/// after the contestant itself, so that each has the clock that its own power draw leaves it. And
+/// in a new order every round, because what ran before a contestant, not only right before, shows
+/// in its clock.
 inline std::map<std::string, double> contest(benchmark::State& state,
                                              std::vector<Contestant>& contestants,
                                              const Launch& warm_up, bool graphs) {
@@ -308,8 +309,6 @@ inline std::map<std::string, double> contest(benchmark::State& state,
     for (Contestant& c : contestants)
       c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
   CHECK_CUDA(cudaStreamSynchronize(context.stream));
-  const double warm_once = time_stream(warm_up, 3);
-  const int warm = std::clamp(static_cast<int>(settings.warm_us / warm_once), 2, 4000);
   std::vector<std::size_t> order(contestants.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::mt19937 random(1);
@@ -318,8 +317,12 @@ inline std::map<std::string, double> contest(benchmark::State& state,
     for (const std::size_t at : order) {
       Contestant& c = contestants[at];
       if (graphs && c.graph->exec == nullptr) continue;
-      if (!graphs)
-        for (int i = 0; i < warm; ++i) warm_up(i);
+      if (!graphs) {
+        const Launch& before = warm_up ? warm_up : c.launch;
+        const double once = time_stream(before, 2);
+        const int launches = std::clamp(static_cast<int>(settings.warm_us / once), 2, 4000);
+        for (int i = 0; i < launches; ++i) before(i);
+      }
       const Launch launch = graphs ? Launch([&](int) { c.graph->replay(); }) : c.launch;
       const int per_launch = graphs ? kGraphLaunches : 1;
       const double once = c.us.empty() ? time_stream(launch, 2) : c.us.back() * per_launch;

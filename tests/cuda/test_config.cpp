@@ -97,8 +97,23 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     CHECK(config.splits == 1);
   }
   CHECK(pick(deepseek(64), kH100, true).tile_columns == 128);
-  CHECK(pick(deepseek(129, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
   CHECK(pick(deepseek(512, 64), kH100).kernel == ProjectionKernel::kSm90Resident);
+}
+
+TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and sm90_small's are more",
+          "[cuda][config]") {
+  for (std::int64_t tokens : {129, 200, 256})
+    for (std::int64_t heads : {67, 128, 132})
+      CHECK(pick(deepseek(tokens, heads), kH100).kernel == ProjectionKernel::kSm90Wave);
+  CHECK(pick(deepseek(128, 128), kH100).kernel == ProjectionKernel::kSm90Small);
+  CHECK(pick(deepseek(256, 66), kH100).kernel == ProjectionKernel::kSm90Small);
+  CHECK(pick(deepseek(257, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
+  CHECK(pick(deepseek(256, 133), kH100).kernel == ProjectionKernel::kSm90Resident);
+  ProjectionShape other = deepseek(256, 128);
+  other.kv_dim = 1536;
+  CHECK(pick(other, kH100).kernel == ProjectionKernel::kSm90Wave);
+  other.kv_dim = 256;
+  CHECK(pick(other, kH100).kernel == ProjectionKernel::kSm90Stream);
 }
 
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
@@ -149,6 +164,8 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
             .find("shared memory") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Stream, 128, 64, 1, ""}, deepseek(64), kH100)
             .find("got 64") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Wave, 128, 128, 1, ""}, deepseek(256), kH100) ==
+        "config.tile_tokens: expected this kernel's tile = 256, got 128");
   CHECK(
       message({ProjectionKernel::kSm80, 64, 64, 1, ""}, deepseek(64), kH100).find("tile_tokens") !=
       std::string::npos);

@@ -37,13 +37,14 @@ enum class ProjectionKernel {
   kSm80,          // fp16 and bf16, cp.async and mma.sync, sm_80 and up
   kSm80Resident,  // the same, x stays in shared memory over the heads
   kSm90Small,     // sm_90a, one wave of tiles: as much of C and x in flight at once as fits
+  kSm90Wave,      // sm_90a, one wave of tiles of 256 tokens: C as fast as memory gives it
   kSm90Stream,    // sm_90a, any depth: x and C stream through one ring
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
 };
 
 [[nodiscard]] constexpr const char* name_of(ProjectionKernel kernel) {
-  constexpr std::array names{"simt",       "sm80",        "sm80_resident",
-                             "sm90_small", "sm90_stream", "sm90_resident"};
+  constexpr std::array names{"simt",      "sm80",        "sm80_resident", "sm90_small",
+                             "sm90_wave", "sm90_stream", "sm90_resident"};
   return names[static_cast<std::size_t>(kernel)];
 }
 
@@ -172,6 +173,8 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
       if (shape.width != 128) return unsupported("width", "128 (sm90_resident)", 128, shape.width);
       if (shape.rest() != 384) return unsupported("rest", "384 (sm90_resident)", 384, shape.rest());
       return tile(128, 128);
+    case ProjectionKernel::kSm90Wave:
+      return tile(256, 128);
     case ProjectionKernel::kSm90Stream:
       if (config.tile_columns != 128 && config.tile_columns != 192 && config.tile_columns != 256)
         return unsupported("config.tile_columns", "128, 192 or", 256, config.tile_columns);
@@ -268,6 +271,15 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   return small_tiles(s, 128, 128) <= most && validate(config, s, device).ok();
 }
 
+/// Whether sm90_wave is the fastest: one tile of tokens, over columns that sm90_small's tiles do
+/// not cover in one wave and its own do. Measured on an H100 at 96 to 128 heads of width 128 and
+/// 240 of 64, with 384 to 1408 rest channels; with 128 of them sm90_stream is faster.
+constexpr bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
+  const std::int64_t tiles = ceil_div(s.columns(), 128);
+  return s.tokens > 128 && s.tokens <= 256 && s.rest() >= 256 && tiles <= device.multiprocessors &&
+         2 * tiles > device.multiprocessors;
+}
+
 }  // namespace detail
 
 /// The fastest kernel for `shape` on `device`, by measurements on an H100; `dependent` is the
@@ -284,6 +296,9 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
         "a width other than 64 and 128, or a depth or slice that is no multiple of 64");
   ProjectionConfig config;
   if (detail::pick_small(shape, device, dependent, config)) return config;
+  if (detail::is_one_wave(shape, device))
+    return {ProjectionKernel::kSm90Wave, 256, 128, 1,
+            "one wave of 256 tokens: C is brought once, as fast as memory gives it"};
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,
                                   "width 128 over 384 channels: x in registers, C in turn"};
   // With one unit a CTA there is nothing to keep x in registers for.

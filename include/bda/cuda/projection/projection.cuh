@@ -16,6 +16,7 @@
 #include "bda/cuda/projection/kernel_sm90_resident.cuh"
 #include "bda/cuda/projection/kernel_sm90_small.cuh"
 #include "bda/cuda/projection/kernel_sm90_stream.cuh"
+#include "bda/cuda/projection/kernel_sm90_wave.cuh"
 #include "bda/cuda/projection/projection.hpp"
 #include "bda/cuda/projection/tensor_maps.hpp"
 
@@ -128,6 +129,27 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
                           sizeof(sm90_stream::Shared<kColumns>)};
   return launch("sm90_stream launch", sm90_stream_kernel<T, kColumns>, shape, a.dependent_launch,
                 stream, p);
+}
+
+template <class T>
+Status run_wave(const ProjectionArguments<T>& a, cudaStream_t stream) {
+  Sm90WaveParams p{};
+  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
+  p.width_blocks = static_cast<int>(a.packing.width / 64);
+  if (Status s = encode_out_map(a, p.width_blocks, p.out); !s.ok()) return s;
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.chunks = static_cast<int>(a.packing.channel_blocks());
+  p.column_blocks = static_cast<int>(a.packing.column_blocks());
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  // Launched early, C has memory to itself until x may be asked for, and must not hold that up.
+  p.ahead = a.dependent_launch ? 2 : 3;
+  const std::int64_t columns = ceil_div(p.column_blocks, 2), rows = ceil_div(p.tokens, 256);
+  if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
+  const LaunchShape shape{dim3(to_grid(columns), to_grid(rows)), sm90_wave::kThreads,
+                          sizeof(sm90_wave::Shared)};
+  return launch("sm90_wave launch", sm90_wave_kernel<T>, shape, a.dependent_launch, stream, p);
 }
 
 template <class T, int kTokens, int kGroups, bool kSplit>
@@ -311,6 +333,8 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_columns == 128) return detail::run_stream<T, 128>(args, device, stream);
         if (config.tile_columns == 192) return detail::run_stream<T, 192>(args, device, stream);
         return detail::run_stream<T, 256>(args, device, stream);
+      case ProjectionKernel::kSm90Wave:
+        return detail::run_wave(args, stream);
       case ProjectionKernel::kSm90Small:
         if (config.tile_tokens == 16) return detail::run_small<T, 16>(args, config, device, stream);
         if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, device, stream);

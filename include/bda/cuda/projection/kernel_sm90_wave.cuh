@@ -1,0 +1,276 @@
+#pragma once
+
+#include <cstdint>
+
+#include "bda/cuda/pipeline/ring.cuh"
+#include "bda/cuda/ptx/matrix.cuh"
+#include "bda/cuda/ptx/memory.cuh"
+#include "bda/cuda/ptx/wgmma.cuh"
+
+/// Any depth on sm_90a where tiles of 256 tokens x 128 columns cover the output in one wave: one
+/// CTA brings each part of C, once, as fast as memory gives it.
+///
+/// Roles:
+///   producers, one thread for C and one for each half of the rows of x, each with its own ring. C
+///     is asked for only `ahead` chunks ahead of what has arrived: what L2 holds queues behind what
+///     it has to ask memory for, so that with all of C asked for x would come last;
+///   two consumer warpgroups, 128 tokens each: start the accumulators from the basis, multiply
+///     chunk by chunk as C arrives, and store. The second begins two chunks later, so that the
+///     first one's stores lie beside the second one's products.
+namespace bda::inline v0::cuda {
+
+struct Sm90WaveParams {
+  CUtensorMap x;             // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of a head's 16 rows
+  const void* coefficients;  // packed
+  const void* bias;          // [heads, width] or null
+  int tokens;
+  int width_blocks;   // of 64 channels: 1 or 2
+  int chunks;         // of 64 rest channels, at least 2
+  int column_blocks;  // of 64 output columns
+  int basis_begin;
+  int ahead;  // chunks of C: see above
+};
+
+namespace sm90_wave {
+
+constexpr int kThreads = 384;
+constexpr int kLag = 2;                                 // chunks between the warpgroups
+constexpr int kColumnSlots = 6, kRowSlots = 4;          // of C; of each half of the rows
+constexpr std::uint32_t kBlockBytes = 8192;             // 64 columns x 64 channels of C
+constexpr std::uint32_t kChunkBytes = 2 * kBlockBytes;  // 128 columns, or 128 rows of x
+
+struct Shared {
+  alignas(1024) std::uint8_t columns[kColumnSlots][kChunkBytes];
+  std::uint8_t rows[2][kRowSlots][kChunkBytes];  // the last two chunks' slots become the output
+  RingBarriers<kColumnSlots> columns_barriers;
+  RingBarriers<kRowSlots> rows_barriers[2];
+};
+
+}  // namespace sm90_wave
+
+/// grid: (column tiles, token tiles).
+template <class T>
+__global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
+    sm90_wave_kernel(const __grid_constant__ Sm90WaveParams p) {
+#if BDA_SM90A_CODE
+  using namespace sm90_wave;
+  extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  const int first_block = static_cast<int>(blockIdx.x) * 2;
+  const int token = static_cast<int>(blockIdx.y) * 256;
+  const int halves = p.tokens - token > 128 ? 2 : 1;  // of the tile that have rows
+  const std::uint32_t columns = ptx::shared_address(shared.columns);
+  const std::uint32_t columns_full = ptx::shared_address(shared.columns_barriers.full);
+  const std::uint32_t columns_empty = ptx::shared_address(shared.columns_barriers.empty);
+
+  ptx::allow_next_kernel();
+  const int warp_index = ptx::warp_index();
+  const bool leads = ptx::elect_one();
+  if (warp_index < 3) {
+    // ------------------------------------------------------------------ producers
+    const int half = warp_index - 1;  // of the rows; C's producer comes before both
+    const int blocks = min(2, p.column_blocks - first_block);
+    const std::uint8_t* source = static_cast<const std::uint8_t*>(p.coefficients) +
+                                 static_cast<std::int64_t>(first_block) * p.chunks * kBlockBytes;
+    const auto fetch_columns = [&](int slot) {  // the next chunk
+      const std::uint32_t target = columns + slot * kChunkBytes, barrier = columns_full + 8 * slot;
+      ptx::mbarrier_arrive_expect_bytes(barrier, blocks * kBlockBytes);
+      ptx::bulk_load(target, source, kBlockBytes, barrier);
+      if (blocks == 2)
+        ptx::bulk_load(target + kBlockBytes,
+                       source + static_cast<std::int64_t>(p.chunks) * kBlockBytes, kBlockBytes,
+                       barrier);
+      source += kBlockBytes;
+    };
+    const std::uint32_t rows = ptx::shared_address(shared.rows[half]);
+    const std::uint32_t full = ptx::shared_address(shared.rows_barriers[half].full);
+    const std::uint32_t empty = ptx::shared_address(shared.rows_barriers[half].empty);
+    const auto fetch_rows = [&](int slot, int item) {  // the basis, then the rest
+      int channel = p.basis_begin + 64 * item;
+      if (item >= p.width_blocks) {
+        channel = 64 * (item - p.width_blocks);
+        if (channel >= p.basis_begin) channel += 64 * p.width_blocks;
+      }
+      ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
+      ptx::tensor_load(rows + slot * kChunkBytes, p.x, full + 8 * slot, channel,
+                       token + 128 * half);
+    };
+    const int items = p.width_blocks + p.chunks;
+    const int opening = half < 0 ? min(p.ahead, p.chunks) : min(kRowSlots, items);
+    if (leads) {
+      if (half < 0) {
+#pragma unroll 1
+        for (int slot = 0; slot < kColumnSlots; ++slot) {
+          ptx::mbarrier_init(columns_full + 8 * slot, 1);
+          ptx::mbarrier_init(columns_empty + 8 * slot, 4 * halves);
+        }
+        ptx::fence_mbarrier_init();
+#pragma unroll 1
+        for (int slot = 0; slot < opening; ++slot) fetch_columns(slot);
+      } else if (half < halves) {
+#pragma unroll 1
+        for (int slot = 0; slot < kRowSlots; ++slot) {
+          ptx::mbarrier_init(full + 8 * slot, 1);
+          ptx::mbarrier_init(empty + 8 * slot, 4);
+        }
+        ptx::fence_mbarrier_init();
+        ptx::wait_for_previous_kernel();
+#pragma unroll 1
+        for (int item = 0; item < opening; ++item) fetch_rows(item, item);
+      }
+    }
+    __syncwarp();
+    __syncthreads();
+    if (!leads || half >= halves) return;
+    if (half < 0) {
+      RingPosition<kColumnSlots> arrived, at;
+      for (int i = 0; i < opening; ++i) at.advance();
+#pragma unroll 1
+      for (int chunk = opening; chunk < p.chunks; ++chunk) {
+        ptx::mbarrier_wait(columns_full + 8 * arrived.slot, arrived.parity);
+        arrived.advance();
+        ptx::mbarrier_wait(columns_empty + 8 * at.slot, at.parity ^ 1);
+        fetch_columns(at.slot);
+        at.advance();
+      }
+    } else {
+      RingPosition<kRowSlots> at;
+#pragma unroll 1
+      for (int item = opening; item < items; ++item) {
+        ptx::mbarrier_wait(empty + 8 * at.slot, at.parity);
+        fetch_rows(at.slot, item);
+        at.advance();
+      }
+    }
+    return;
+  }
+
+  // -------------------------------------------------------------------- consumers
+  if (leads && warp_index == 3) ptx::prefetch_tensor_map(p.x);
+  if (leads && warp_index == 4) ptx::prefetch_tensor_map(p.out);
+  __syncthreads();
+  const int half = warp_index / 4 - 1, warp = warp_index & 3;
+  if (half < 0 || half >= halves) return;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  // Fragment addresses: row l % 16 of the warp's 16, 16-byte piece 2 j + l / 16 under the swizzle;
+  // the 16 columns j of a block of 64 are reached by XOR with 32 j.
+  const std::uint32_t fragment = (lane & 15) * 128 + (((lane >> 4) ^ (lane & 7)) << 4);
+  const std::uint32_t rows = ptx::shared_address(shared.rows[half]);
+  const std::uint32_t full = ptx::shared_address(shared.rows_barriers[half].full);
+  const std::uint32_t empty = ptx::shared_address(shared.rows_barriers[half].empty);
+
+  float c[2][64];  // rows 64 m + 16 warp on of this half
+  // The accumulators start from the basis (and bias).
+  RingPosition<kRowSlots> at;
+  std::uint32_t loaded = 0;
+  for (int i = 0; i < p.width_blocks; ++i) ptx::mbarrier_wait(full + 8 * i, 0);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::uint32_t block = rows + (i & (p.width_blocks - 1)) * kChunkBytes + fragment;
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        std::uint32_t basis[4];
+        ptx::load_matrices(basis, (block + (64 * m + 16 * warp) * 128) ^ (j << 5));
+        loaded ^= basis[0];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float2 v = ptx::unpack_pair<T>(basis[e]);
+          c[m][32 * i + 8 * j + 2 * e] = v.x;
+          c[m][32 * i + 8 * j + 2 * e + 1] = v.y;
+        }
+      }
+  }
+  // An arrival can overtake ldmatrix: its address takes a part, which is zero, of every result.
+  loaded &= static_cast<std::uint32_t>(p.tokens) >> 31;
+  __syncwarp();
+  for (int i = 0; i < p.width_blocks; ++i) {
+    if (lane == 0) ptx::mbarrier_arrive(empty + 8 * i + loaded);
+    at.advance();
+  }
+  if (p.bias != nullptr) {
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      if (first_block + j / 8 >= p.column_blocks) break;
+      const int column = first_block * 64 + 8 * j + 2 * (lane & 3);
+      const float2 v = ptx::unpack_pair<T>(
+          __ldg(reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(p.bias) + column)));
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) c[m][4 * j + e] += e % 2 == 0 ? v.x : v.y;
+    }
+  }
+
+  RingPosition<kColumnSlots> columns_at;
+  int rows_before = 0, columns_before = 0;  // the slots last read from, not yet released
+  const auto multiply = [&] {
+    ptx::mbarrier_wait(columns_full + 8 * columns_at.slot, columns_at.parity);
+    ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
+    ptx::wgmma_fence();
+    const std::uint64_t x = ptx::matrix_descriptor(rows + at.slot * kChunkBytes);
+    const std::uint64_t w = ptx::matrix_descriptor(columns + columns_at.slot * kChunkBytes);
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int m = 0; m < 2; ++m) ptx::wgmma<T, 128>(c[m], x + 512 * m + 2 * k, w + 2 * k, 1);
+    ptx::wgmma_commit();
+  };
+  const auto advance = [&] {
+    rows_before = at.slot;
+    columns_before = columns_at.slot;
+    at.advance();
+    columns_at.advance();
+  };
+  const int lag = halves == 2 ? min(kLag, p.chunks - 1) : 0;
+  if (lag > 0 && half == 1) ptx::barrier_sync<3>(256);
+  multiply();  // before the loop, so that within it only wgmma touches the accumulators
+  for (int chunk = 1; chunk < p.chunks; ++chunk) {
+    if (lag == chunk && half == 0) ptx::barrier_arrive<3>(256);
+    advance();
+    multiply();
+    ptx::wgmma_wait<1>();
+    if (lane == 0) {
+      ptx::mbarrier_arrive(empty + 8 * rows_before);
+      ptx::mbarrier_arrive(columns_empty + 8 * columns_before);
+    }
+  }
+  ptx::wgmma_wait<0>();
+  ptx::delivered(c[0]);
+  ptx::delivered(c[1]);
+  // All four warps' products are done: the last two slots of their rows take the output.
+  if (half == 0)
+    ptx::barrier_sync<1>(128);
+  else
+    ptx::barrier_sync<2>(128);
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const std::uint32_t tile =
+        rows + (m == 0 ? rows_before : at.slot) * kChunkBytes + warp * (kChunkBytes / 4);
+    const int row = token + 128 * half + 64 * m + 16 * warp;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float* v = &c[m][32 * i + 8 * j];
+        ptx::store_matrices((tile + i * 2048 + fragment) ^ (j << 5), ptx::pack_pair<T>(v[0], v[1]),
+                            ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
+                            ptx::pack_pair<T>(v[6], v[7]));
+      }
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (leads && row < p.tokens) {
+      const int head = first_block >> (p.width_blocks - 1);
+      ptx::tensor_store(p.out, tile, 0, row, 0, head, ptx::policy_evict_first());
+      if (p.width_blocks == 1 && first_block + 1 < p.column_blocks)
+        ptx::tensor_store(p.out, tile + 2048, 0, row, 0, head + 1, ptx::policy_evict_first());
+      ptx::bulk_commit();
+    }
+  }
+  if (leads) ptx::bulk_wait_read<0>();
+#endif
+}
+
+}  // namespace bda::inline v0::cuda
