@@ -82,12 +82,17 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
         static_cast<const std::uint8_t*>(p.coefficients) +
         (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk + chunk) * kBlockBytes;
     ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
-    ptx::bulk_load(coefficients + slot * kGroups * kBlockBytes, source, kBlockBytes,
-                   full + 8 * slot);
+    const std::uint64_t policy = ptx::policy_evict_first();
+    const auto load = [&](int group, const std::uint8_t* from) {
+      const std::uint32_t target = coefficients + (slot * kGroups + group) * kBlockBytes;
+      if constexpr (kTokens >= 64)
+        ptx::bulk_load(target, from, kBlockBytes, full + 8 * slot, policy);
+      else
+        ptx::bulk_load(target, from, kBlockBytes, full + 8 * slot);
+    };
+    load(0, source);
     if (kGroups == 2 && blocks == 2)
-      ptx::bulk_load(coefficients + (slot * kGroups + 1) * kBlockBytes,
-                     source + p.chunks * static_cast<std::int64_t>(kBlockBytes), kBlockBytes,
-                     full + 8 * slot);
+      load(1, source + p.chunks * static_cast<std::int64_t>(kBlockBytes));
   };
   if (turn >= 0) {
     if (leads) {

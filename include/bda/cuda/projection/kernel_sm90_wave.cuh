@@ -76,11 +76,11 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     const auto fetch_columns = [&](int slot) {  // the next chunk
       const std::uint32_t target = columns + slot * kChunkBytes, barrier = columns_full + 8 * slot;
       ptx::mbarrier_arrive_expect_bytes(barrier, blocks * kBlockBytes);
-      ptx::bulk_load(target, source, kBlockBytes, barrier);
+      ptx::bulk_load(target, source, kBlockBytes, barrier, ptx::policy_evict_first());
       if (blocks == 2)
         ptx::bulk_load(target + kBlockBytes,
                        source + static_cast<std::int64_t>(p.chunks) * kBlockBytes, kBlockBytes,
-                       barrier);
+                       barrier, ptx::policy_evict_first());
       source += kBlockBytes;
     };
     const std::uint32_t rows = ptx::shared_address(shared.rows[half]);

@@ -118,6 +118,17 @@ __device__ __forceinline__ void bulk_load(std::uint32_t shared, const void* glob
       : "memory");
 }
 
+/// The same of data that makes room for others in L2 first.
+__device__ __forceinline__ void bulk_load(std::uint32_t shared, const void* global,
+                                          std::uint32_t bytes, std::uint32_t barrier,
+                                          std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
 /// The box at column `x`, row `y` of a 2-D tensor; outside the tensor it is filled with zeros.
 __device__ __forceinline__ void tensor_load(std::uint32_t shared, const CUtensorMap& map,
                                             std::uint32_t barrier, int x, int y) {
