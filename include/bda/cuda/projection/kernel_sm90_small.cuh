@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
         static_cast<const std::uint8_t*>(p.coefficients) +
         (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk + chunk) * kBlockBytes;
     ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
+    // Nobody reads C again soon; x and the output, where they are large enough to matter, stay.
     const std::uint64_t policy = ptx::policy_evict_first();
     const auto load = [&](int group, const std::uint8_t* from) {
       const std::uint32_t target = coefficients + (slot * kGroups + group) * kBlockBytes;
