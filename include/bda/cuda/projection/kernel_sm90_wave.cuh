@@ -26,7 +26,7 @@ struct Sm90WaveParams {
   const void* bias;          // [heads, width] or null
   int tokens;
   int width_blocks;   // of 64 channels: 1 or 2
-  int chunks;         // of 64 rest channels, at least 2
+  int chunks;         // of 64 rest channels
   int column_blocks;  // of 64 output columns
   int basis_begin;
   int ahead;  // chunks of C: see above
@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const std::uint32_t full = ptx::shared_address(shared.rows_barriers[half].full);
   const std::uint32_t empty = ptx::shared_address(shared.rows_barriers[half].empty);
 
-  float c[2][64];  // rows 64 m + 16 warp on of this half
-  // The accumulators start from the basis (and bias).
+  // The accumulators, of rows 64 m + 16 warp on of this half, start from the basis (and bias).
+  float c[2][64];
   RingPosition<kRowSlots> at;
   std::uint32_t loaded = 0;
   for (int i = 0; i < p.width_blocks; ++i) ptx::mbarrier_wait(full + 8 * i, 0);
