@@ -81,7 +81,7 @@ constexpr std::int64_t small_shared_bytes(std::int64_t slots, int tile_tokens, i
 constexpr std::int64_t kSharedBytesOfOne = 220 * 1024, kSharedBytesOfTwo = 112 * 1024;
 
 /// Tiles of `tokens` x `columns` that cover the output.
-constexpr std::int64_t small_tiles(const ProjectionShape& s, int tokens, int columns) {
+constexpr std::int64_t tile_count(const ProjectionShape& s, int tokens, int columns) {
   return ceil_div(s.tokens, tokens) * ceil_div(s.columns(), columns);
 }
 
@@ -97,7 +97,7 @@ constexpr int small_slots(const ProjectionShape& s, const ProjectionConfig& c,
   };
   if (c.splits == 1 && bytes(slice) <= kSharedBytesOfOne) return static_cast<int>(slice);
   const bool alone =
-      c.splits == 1 && small_tiles(s, c.tile_tokens, c.tile_columns) <= device.multiprocessors;
+      c.splits == 1 && tile_count(s, c.tile_tokens, c.tile_columns) <= device.multiprocessors;
   const std::int64_t most = alone ? kSharedBytesOfOne : kSharedBytesOfTwo;
   std::int64_t slots = std::min<std::int64_t>(slice, 2);  // one is only given back for the next
   while (slots < slice && bytes(slots + 1) <= most) ++slots;
@@ -209,7 +209,7 @@ namespace detail {
 /// tiles, which leave more slots of the ring free). Fitted to measurements on an H100; only the
 /// order of the estimates matters.
 inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device, int columns) {
-  const std::int64_t tiles = ceil_div(s.tokens, 128) * ceil_div(s.columns(), columns);
+  const std::int64_t tiles = tile_count(s, 128, columns);
   const double rounds = static_cast<double>(ceil_div(tiles, device.multiprocessors));
   const double products = 4.0 * columns * static_cast<double>(s.rest() / 64);
   if (columns == 128) return rounds * (1.15 * products + 250);
@@ -229,9 +229,8 @@ inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& 
 inline ProjectionConfig pick_sm80(const ProjectionShape& s, const DeviceInfo& device,
                                   const char* why) {
   const ProjectionConfig resident{ProjectionKernel::kSm80Resident, 128, 128, 1, why};
-  const std::int64_t column_tiles = ceil_div(s.columns(), 128);
-  if (validate(resident, s, device).ok() && column_tiles >= 4 &&
-      ceil_div(s.tokens, 128) * column_tiles >= 2 * device.multiprocessors)
+  if (validate(resident, s, device).ok() && ceil_div(s.columns(), 128) >= 4 &&
+      tile_count(s, 128, 128) >= 2 * device.multiprocessors)
     return resident;
   return {ProjectionKernel::kSm80, 128, 128, 1, why};
 }
@@ -248,34 +247,33 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     // multiprocessors idle.
     const bool deep = s.rest() / 64 > 12;
     while (config.tile_tokens < s.tokens &&
-           (deep || 2 * small_tiles(s, config.tile_tokens, 64) > most))
+           (deep || 2 * tile_count(s, config.tile_tokens, 64) > most))
       config.tile_tokens *= 2;
     // Launched early, C is there first, and what counts is how often x is brought.
-    if (dependent && config.tile_tokens >= 32 && small_tiles(s, config.tile_tokens, 128) >= 64)
+    if (dependent && config.tile_tokens >= 32 && tile_count(s, config.tile_tokens, 128) >= 64)
       config.tile_columns = 128;
     // Splitting the channels pays where a CTA would have many of them to itself.
     if (config.tile_columns == 64 && config.tile_tokens <= 32 && deep)
-      while (config.splits < 4 &&
-             2 * config.splits * small_tiles(s, config.tile_tokens, 64) <= most)
+      while (config.splits < 4 && 2 * config.splits * tile_count(s, config.tile_tokens, 64) <= most)
         config.splits *= 2;
     return true;
   }
   for (int tokens : {64, 128, 256}) {
     if (tokens >= 2 * s.tokens) break;
     // Small tiles bring too much to be worth the last quarter of the multiprocessors.
-    if (small_tiles(s, tokens, 64) > (tokens == 64 ? most * 3 / 4 : most)) continue;
+    if (tile_count(s, tokens, 64) > (tokens == 64 ? most * 3 / 4 : most)) continue;
     config.tile_tokens = tokens;
     return true;
   }
   config.tile_tokens = config.tile_columns = 128;
-  return small_tiles(s, 128, 128) <= most && validate(config, s, device).ok();
+  return tile_count(s, 128, 128) <= most && validate(config, s, device).ok();
 }
 
 /// Whether sm90_wave is the fastest: one tile of tokens, over columns that sm90_small's tiles do
 /// not cover in one wave and its own do. Measured on an H100 at 96 to 128 heads of width 128 and
 /// 240 of 64, with 384 to 1408 rest channels; with 128 of them sm90_stream is faster.
 constexpr bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
-  const std::int64_t tiles = ceil_div(s.columns(), 128);
+  const std::int64_t tiles = tile_count(s, 256, 128);
   return s.tokens > 128 && s.tokens <= 256 && s.rest() >= 256 && tiles <= device.multiprocessors &&
          2 * tiles > device.multiprocessors;
 }

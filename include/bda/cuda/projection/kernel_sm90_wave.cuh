@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         at.advance();
       }
     } else {
-      RingPosition<kRowSlots> at;
+      RingPosition<kRowSlots> at;  // of the second round: the opening was the first
 #pragma unroll 1
       for (int item = opening; item < items; ++item) {
         ptx::mbarrier_wait(empty + 8 * at.slot, at.parity);

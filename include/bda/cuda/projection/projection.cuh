@@ -108,23 +108,29 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
 }
 
-template <class T, int kColumns>
-Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
-  Sm90StreamParams p{};
-  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+/// What the kernels of sm_90a that stream packed C have in common.
+template <class T, class Params>
+void set_blocks(const ProjectionArguments<T>& a, Params& p) {
   p.coefficients = a.coefficients;
   p.bias = a.bias;
-  p.tokens = static_cast<int>(a.x.extent(0));
   p.width_blocks = static_cast<int>(a.packing.width / 64);
   p.chunks = static_cast<int>(a.packing.channel_blocks());
   p.column_blocks = static_cast<int>(a.packing.column_blocks());
+  p.basis_begin = static_cast<int>(a.basis_begin);
+}
+
+template <class T, int kColumns>
+Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  Sm90StreamParams p{};
+  set_blocks(a, p);
+  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+  p.tokens = static_cast<int>(a.x.extent(0));
   p.column_tiles = Divisor(static_cast<int>(ceil_div(p.column_blocks, kColumns / 64)));
   const std::int64_t tiles = ceil_div(a.x.extent(0), 128) * p.column_tiles.value();
   if (tiles > 0x7fffffff / 2)
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
-  p.basis_begin = static_cast<int>(a.basis_begin);
   const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))), 384,
                           sizeof(sm90_stream::Shared<kColumns>)};
   return launch("sm90_stream launch", sm90_stream_kernel<T, kColumns>, shape, a.dependent_launch,
@@ -134,15 +140,10 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
 template <class T>
 Status run_wave(const ProjectionArguments<T>& a, cudaStream_t stream) {
   Sm90WaveParams p{};
+  set_blocks(a, p);
   if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
-  p.width_blocks = static_cast<int>(a.packing.width / 64);
   if (Status s = encode_out_map(a, p.width_blocks, p.out); !s.ok()) return s;
-  p.coefficients = a.coefficients;
-  p.bias = a.bias;
   p.tokens = static_cast<int>(a.x.extent(0));
-  p.chunks = static_cast<int>(a.packing.channel_blocks());
-  p.column_blocks = static_cast<int>(a.packing.column_blocks());
-  p.basis_begin = static_cast<int>(a.basis_begin);
   // Launched early, C has memory to itself until x may be asked for, and must not hold that up.
   p.ahead = a.dependent_launch ? 2 : 3;
   const std::int64_t columns = ceil_div(p.column_blocks, 2), rows = ceil_div(p.tokens, 256);
@@ -156,19 +157,14 @@ template <class T, int kTokens, int kGroups, bool kSplit>
 Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
                  const DeviceInfo& device, cudaStream_t stream) {
   Sm90SmallParams p{};
+  set_blocks(a, p);
   if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 1, p.out, kSplit ? 16 : kTokens); !s.ok()) return s;
-  p.coefficients = a.coefficients;
-  p.bias = a.bias;
-  p.width_blocks = static_cast<int>(a.packing.width / 64);
-  p.chunks = static_cast<int>(a.packing.channel_blocks());
-  p.column_blocks = static_cast<int>(a.packing.column_blocks());
   p.splits = Divisor(config.splits);
   p.split_chunks = p.chunks / config.splits;
   p.longer_splits = p.chunks % config.splits;
   p.slots = small_slots(a.shape(), config, device);
   p.ahead = small_ahead(a.shape(), config, p.slots, a.dependent_launch);
-  p.basis_begin = static_cast<int>(a.basis_begin);
   const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
   const std::int64_t rows = ceil_div(a.x.extent(0), kTokens);
   if (columns > 65535) return Status::invalid("column tiles of out", "at most", 65535, columns);
