@@ -176,6 +176,7 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
     case ProjectionKernel::kSm90Wave:
       return tile(256, 128);
     case ProjectionKernel::kSm90Stream:
+      if (config.tile_tokens == 192) return tile(192, 256);
       if (config.tile_columns != 128 && config.tile_columns != 192 && config.tile_columns != 256)
         return unsupported("config.tile_columns", "128, 192 or", 256, config.tile_columns);
       return tile(128, config.tile_columns);
@@ -204,23 +205,36 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
 
 namespace detail {
 
-/// Cycles the tiles of sm90_stream take, in whole rounds over the device: the products, and what of
-/// a tile's start and end is not hidden behind the other warpgroup's products (less for narrow
-/// tiles, which leave more slots of the ring free). Fitted to measurements on an H100; only the
-/// order of the estimates matters.
-inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device, int columns) {
-  const std::int64_t tiles = tile_count(s, 128, columns);
+/// A tile of sm90_stream and its cost in cycles of an H100, measured: of the products, how much
+/// more than their number says (power and the way from L2 count here); of every tile's start and
+/// end; and once, until the first copies are there.
+struct StreamTile {
+  int tokens, columns;
+  double per_product;
+  int per_tile, once;
+};
+constexpr std::array<StreamTile, 4> kStreamTiles{{
+    {192, 256, 1.00, 4500, 6000},
+    {128, 256, 1.04, 3300, 3500},
+    {128, 192, 1.06, 2500, 3500},
+    {128, 128, 1.20, 1400, 3500},
+}};
+
+/// What the tiles take in whole rounds over the device; only the order of the estimates matters.
+inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device,
+                            const StreamTile& t) {
+  const std::int64_t tiles = tile_count(s, t.tokens, t.columns);
   const double rounds = static_cast<double>(ceil_div(tiles, device.multiprocessors));
-  const double products = 4.0 * columns * static_cast<double>(s.rest() / 64);
-  if (columns == 128) return rounds * (1.15 * products + 250);
-  return rounds * (products + (columns == 192 ? 800 : 1500));
+  // A multiprocessor multiplies 64 x 256 x 16 in 128 cycles.
+  const double products = t.tokens * t.columns / 2048.0 * static_cast<double>(s.rest());
+  return rounds * (t.per_product * products + t.per_tile) + t.once;
 }
 
 inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& device) {
-  int best = 256;
-  for (int columns : {192, 128})
-    if (stream_cycles(s, device, columns) < stream_cycles(s, device, best)) best = columns;
-  return {ProjectionKernel::kSm90Stream, 128, best, 1,
+  StreamTile best = kStreamTiles[0];
+  for (const StreamTile& tile : kStreamTiles)
+    if (stream_cycles(s, device, tile) < stream_cycles(s, device, best)) best = tile;
+  return {ProjectionKernel::kSm90Stream, best.tokens, best.columns, 1,
           "x and C stream; the tile that fills the device's last round best"};
 }
 

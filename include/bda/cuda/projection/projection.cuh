@@ -119,22 +119,22 @@ void set_blocks(const ProjectionArguments<T>& a, Params& p) {
   p.basis_begin = static_cast<int>(a.basis_begin);
 }
 
-template <class T, int kColumns>
+template <class T, int kTokens, int kColumns>
 Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
   Sm90StreamParams p{};
   set_blocks(a, p);
-  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out, kTokens > 128 ? kTokens : 16); !s.ok()) return s;
   p.tokens = static_cast<int>(a.x.extent(0));
   p.column_tiles = Divisor(static_cast<int>(ceil_div(p.column_blocks, kColumns / 64)));
-  const std::int64_t tiles = ceil_div(a.x.extent(0), 128) * p.column_tiles.value();
+  const std::int64_t tiles = ceil_div(a.x.extent(0), kTokens) * p.column_tiles.value();
   if (tiles > 0x7fffffff / 2)
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
-  const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))), 384,
-                          sizeof(sm90_stream::Shared<kColumns>)};
-  return launch("sm90_stream launch", sm90_stream_kernel<T, kColumns>, shape, a.dependent_launch,
-                stream, p);
+  const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))),
+                          sm90_stream::kThreads, sizeof(sm90_stream::Shared<kTokens, kColumns>)};
+  return launch("sm90_stream launch", sm90_stream_kernel<T, kTokens, kColumns>, shape,
+                a.dependent_launch, stream, p);
 }
 
 template <class T>
@@ -326,9 +326,12 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
       case ProjectionKernel::kSm90Resident:
         return detail::run_resident(args, config, device, stream);
       case ProjectionKernel::kSm90Stream:
-        if (config.tile_columns == 128) return detail::run_stream<T, 128>(args, device, stream);
-        if (config.tile_columns == 192) return detail::run_stream<T, 192>(args, device, stream);
-        return detail::run_stream<T, 256>(args, device, stream);
+        if (config.tile_tokens == 192) return detail::run_stream<T, 192, 256>(args, device, stream);
+        if (config.tile_columns == 128)
+          return detail::run_stream<T, 128, 128>(args, device, stream);
+        if (config.tile_columns == 192)
+          return detail::run_stream<T, 128, 192>(args, device, stream);
+        return detail::run_stream<T, 128, 256>(args, device, stream);
       case ProjectionKernel::kSm90Wave:
         return detail::run_wave(args, stream);
       case ProjectionKernel::kSm90Small:
