@@ -299,6 +299,14 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       ptx::tensor_load(ring + slot * kChunkBytes, p.x, full + 8 * slot, x_column(chunk), rows.row);
     };
 
+    // The next rows come from memory: into L2 while two units are left of these.
+    const auto prefetch_rows = [&](int next) {
+      if (HeadRange(p, next).count <= 0) return;
+      const int row = RowBlock::at<kTwoSides>(p, next).row;
+#pragma unroll 1
+      for (int i = 0; i < kChunks + 2; ++i) ptx::tensor_prefetch(p.x, 64 * i, row);
+    };
+
     // The ring is filled in this order: for the first head of a row block x and C by turns (x0 C0
     // x1 C1 .. x4 C4 C5), for its other heads C. The first round of slots needs no waiting, and
     // four threads fill it, because one takes longer to issue the copies than the first of them
@@ -362,6 +370,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       }
       // The loop that sets the pace.
       while (--heads.count > 0) {
+        if (heads.count == 2) prefetch_rows(block + block_step(p));
         if (++heads.head == p.block_heads.value()) heads.head = 0;
 #pragma unroll
         for (int chunk = 0; chunk < kChunks; ++chunk) {
@@ -504,13 +513,15 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       }
     };
     const auto end_store = [&] {
-      const int warp = (static_cast<int>(ptx::thread_index()) - 128) >> 5;
       const int side = side_of_unit(), to_head = head_in_side(side);
       if constexpr (kRows) {
         store_half(8);
       } else {
         ptx::fence_proxy_async();
         __syncwarp();
+        // A warp index that the compiler knows to be uniform: else it puts a loop over differing
+        // operands around every store.
+        const int warp = turn - 4;
         const int first_row = kTwoSides ? RowBlock::at<kTwoSides>(p, row / 128).row : row;
         if ((ptx::thread_index() & 31) == 0 && first_row + 16 * warp < p.tokens) {
           ptx::tensor_store(p.sides[side].out, ptx::shared_address(shared.output[warp]), 0,

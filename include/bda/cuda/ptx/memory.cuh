@@ -169,6 +169,13 @@ __device__ __forceinline__ void tensor_store(const CUtensorMap& map, std::uint32
       : "memory");
 }
 
+/// Brings the box at column `x`, row `y` of a 2-D tensor into L2.
+__device__ __forceinline__ void tensor_prefetch(const CUtensorMap& map, int x, int y) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(x),
+               "r"(y)
+               : "memory");
+}
+
 /// Brings the map itself to where the copy engine reads it.
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
