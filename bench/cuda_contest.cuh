@@ -297,11 +297,12 @@ struct Contestant {
   }
 };
 
-/// Runs the contestants by turns, and returns their medians, in microseconds, by name. In streams
-/// each sample comes after `warm_up`, untimed, so that all start from the same clock; without one,
-/// after the contestant itself, so that each has the clock that its own power draw leaves it. And
-/// in a new order every round, because what ran before a contestant, not only right before, shows
-/// in its clock.
+/// Runs the contestants by turns, and returns their medians, in microseconds, by name. Short
+/// samples without anything before them (--warm_us=0) give all contestants one clock, that of their
+/// common power draw. Else, in streams, each sample comes after `warm_up`, untimed, or without one
+/// after the contestant itself, so that each has the clock that its own power draw leaves it. Every
+/// round has a new order, because what ran before a contestant, not only right before, shows in its
+/// clock.
 inline std::map<std::string, double> contest(benchmark::State& state,
                                              std::vector<Contestant>& contestants,
                                              const Launch& warm_up, bool graphs) {
@@ -317,7 +318,7 @@ inline std::map<std::string, double> contest(benchmark::State& state,
     for (const std::size_t at : order) {
       Contestant& c = contestants[at];
       if (graphs && c.graph->exec == nullptr) continue;
-      if (!graphs) {
+      if (!graphs && settings.warm_us > 0) {
         const Launch& before = warm_up ? warm_up : c.launch;
         const double once = time_stream(before, 2);
         const int launches = std::clamp(static_cast<int>(settings.warm_us / once), 2, 4000);
