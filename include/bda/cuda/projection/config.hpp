@@ -214,7 +214,7 @@ struct StreamTile {
   int per_tile, once;
 };
 constexpr std::array<StreamTile, 4> kStreamTiles{{
-    {192, 256, 1.00, 4500, 6000},
+    {192, 256, 1.03, 4500, 6000},
     {128, 256, 1.04, 3300, 3500},
     {128, 192, 1.06, 2500, 3500},
     {128, 128, 1.20, 1400, 3500},
