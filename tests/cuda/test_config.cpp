@@ -119,7 +119,7 @@ TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and sm90_small's
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
           "[cuda][config]") {
   for (std::int64_t chunks = 1; chunks <= 64; ++chunks)
-    for (int tokens : {16, 32, 64, 128, 256})
+    for (int tokens : {16, 32, 64, 96, 128, 256})
       for (int columns : {64, 128})
         for (int splits = 1; splits <= std::min<std::int64_t>(chunks, 8); ++splits)
           for (std::int64_t heads : {1, 128}) {

@@ -114,7 +114,7 @@ constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, i
   const bool beside =
       small_shared_bytes(slots, c.tile_tokens, c.tile_columns, c.splits) <= kSharedBytesOfTwo;
   if (dependent) return static_cast<int>(beside ? slice : std::min<std::int64_t>(half, 4));
-  const std::int64_t most = c.tile_tokens >= 128 ? 2 : c.tile_tokens == 64 ? 3 : half;
+  const std::int64_t most = c.tile_tokens > 64 ? 2 : c.tile_tokens == 64 ? 3 : half;
   return static_cast<int>(std::min(half, most));
 }
 
@@ -183,8 +183,8 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
     default: {
       const std::int64_t chunks = shape.rest() / 64;
       if (config.tile_tokens != 16 && config.tile_tokens != 32 && config.tile_tokens != 64 &&
-          config.tile_tokens != 128 && config.tile_tokens != 256)
-        return unsupported("config.tile_tokens", "16, 32, 64, 128 or", 256, config.tile_tokens);
+          config.tile_tokens != 96 && config.tile_tokens != 128 && config.tile_tokens != 256)
+        return unsupported("config.tile_tokens", "16, 32, 64, 96, 128 or", 256, config.tile_tokens);
       if (config.tile_columns != 64 && config.tile_columns != 128)
         return unsupported("config.tile_columns", "64 or", 128, config.tile_columns);
       if (config.tile_tokens == 256 && config.tile_columns != 64)
@@ -272,15 +272,17 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
         config.splits *= 2;
     return true;
   }
-  for (int tokens : {64, 128, 256}) {
-    if (tokens >= 2 * s.tokens) break;
+  // From the smallest tile up, which leaves each multiprocessor the least to multiply.
+  constexpr int kTiles[][2] = {{64, 64}, {128, 64}, {96, 128}, {256, 64}, {128, 128}};
+  for (const auto& [tokens, columns] : kTiles) {
+    if (tokens >= 2 * s.tokens) continue;
     // Small tiles bring too much to be worth the last quarter of the multiprocessors.
-    if (tile_count(s, tokens, 64) > (tokens == 64 ? most * 3 / 4 : most)) continue;
+    if (tile_count(s, tokens, columns) > (tokens == 64 ? most * 3 / 4 : most)) continue;
     config.tile_tokens = tokens;
-    return true;
+    config.tile_columns = columns;
+    if (validate(config, s, device).ok()) return true;
   }
-  config.tile_tokens = config.tile_columns = 128;
-  return tile_count(s, 128, 128) <= most && validate(config, s, device).ok();
+  return false;
 }
 
 /// Whether sm90_wave is the fastest: one tile of tokens, over columns that sm90_small's tiles do

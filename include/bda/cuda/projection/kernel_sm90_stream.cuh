@@ -172,7 +172,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     const int group = turn / 4 - 1, warp = turn & 3, lane = static_cast<int>(threadIdx.x) & 31;
     const std::uint64_t policy = ptx::policy_evict_first();
     RingPosition<kSlots> at;
-    int before = 0;  // the slot last read from, not yet released
     const auto release = [&](int slot) {
       if (leads) ptx::mbarrier_arrive(empty + 8 * slot);
     };

@@ -338,6 +338,7 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_tokens == 16) return detail::run_small<T, 16>(args, config, device, stream);
         if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, device, stream);
         if (config.tile_tokens == 64) return detail::run_small<T, 64>(args, config, device, stream);
+        if (config.tile_tokens == 96) return detail::run_small<T, 96>(args, config, device, stream);
         if (config.tile_tokens == 128)
           return detail::run_small<T, 128>(args, config, device, stream);
         return detail::run_small<T, 256>(args, config, device, stream);

@@ -86,6 +86,18 @@ __device__ __forceinline__ void claim_registers() {
       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
       "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
       "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+#define BDA_WGMMA_LIST_48                                                                      \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, " \
+  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define BDA_WGMMA_ACCUMULATORS_48                                                                 \
+  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
+      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
+      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
+      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
+      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
+      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
+      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
 #define BDA_WGMMA_LIST_64                                                            \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -171,7 +183,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descripto
                                       std::uint64_t descriptor_b, int accumulate) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
-  static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 192 || N == 256);
+  static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 96 || N == 128 || N == 192 ||
+                N == 256);
   if constexpr (N == 8 && kHalf) BDA_WGMMA_SHARED("8", 4, "f16", "4", "5", "6", "7");
   if constexpr (N == 8 && !kHalf) BDA_WGMMA_SHARED("8", 4, "bf16", "4", "5", "6", "7");
   if constexpr (N == 16 && kHalf) BDA_WGMMA_SHARED("16", 8, "f16", "8", "9", "10", "11");
@@ -180,6 +193,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descripto
   if constexpr (N == 32 && !kHalf) BDA_WGMMA_SHARED("32", 16, "bf16", "16", "17", "18", "19");
   if constexpr (N == 64 && kHalf) BDA_WGMMA_SHARED("64", 32, "f16", "32", "33", "34", "35");
   if constexpr (N == 64 && !kHalf) BDA_WGMMA_SHARED("64", 32, "bf16", "32", "33", "34", "35");
+  if constexpr (N == 96 && kHalf) BDA_WGMMA_SHARED("96", 48, "f16", "48", "49", "50", "51");
+  if constexpr (N == 96 && !kHalf) BDA_WGMMA_SHARED("96", 48, "bf16", "48", "49", "50", "51");
   if constexpr (N == 128 && kHalf) BDA_WGMMA_SHARED("128", 64, "f16", "64", "65", "66", "67");
   if constexpr (N == 128 && !kHalf) BDA_WGMMA_SHARED("128", 64, "bf16", "64", "65", "66", "67");
   if constexpr (N == 192 && kHalf) BDA_WGMMA_SHARED("192", 96, "f16", "96", "97", "98", "99");
@@ -230,6 +245,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const std::uint32_t (&a
 #undef BDA_WGMMA_ACCUMULATORS_16
 #undef BDA_WGMMA_LIST_32
 #undef BDA_WGMMA_ACCUMULATORS_32
+#undef BDA_WGMMA_LIST_48
+#undef BDA_WGMMA_ACCUMULATORS_48
 #undef BDA_WGMMA_LIST_64
 #undef BDA_WGMMA_ACCUMULATORS_64
 #undef BDA_WGMMA_LIST_96
