@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <string>
+#include <utility>
 
 #include "bda/cuda/projection/config.hpp"
 
@@ -135,6 +136,18 @@ TEST_CASE("sm90_small keeps at least two slots and within the memory it is given
           }
 }
 
+TEST_CASE("the tile follows how it fills the device", "[cuda][config]") {
+  const auto tile = [](std::int64_t tokens, std::int64_t kv_dim, std::int64_t width) {
+    const ProjectionConfig c = pick({DType::kF16, tokens, kv_dim, width, 12, 0}, kH100);
+    return std::pair(c.tile_tokens, c.tile_columns);
+  };
+  CHECK(tile(65536, 1536, 128) == std::pair(192, 256));
+  CHECK(tile(4096, 1536, 128) == std::pair(128, 192));  // 256 tiles: two whole rounds
+  CHECK(tile(16384, 768, 64) == std::pair(128, 256));
+  CHECK(tile(2048, 768, 64) == std::pair(96, 128));  // 132 tiles: one wave
+  CHECK(tile(512, 768, 64) == std::pair(64, 64));
+}
+
 TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config]") {
   const auto message = [](ProjectionConfig c, const ProjectionShape& s, const DeviceInfo& d) {
     const bda::Status status = validate(c, s, d);
@@ -164,6 +177,8 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
             .find("shared memory") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Stream, 128, 64, 1, ""}, deepseek(64), kH100)
             .find("got 64") != std::string::npos);
+  CHECK(message({ProjectionKernel::kSm90Stream, 192, 128, 1, ""}, deepseek(64), kH100) ==
+        "config.tile_columns: expected this kernel's tile = 256, got 128");
   CHECK(message({ProjectionKernel::kSm90Wave, 128, 128, 1, ""}, deepseek(256), kH100) ==
         "config.tile_tokens: expected this kernel's tile = 256, got 128");
   CHECK(
