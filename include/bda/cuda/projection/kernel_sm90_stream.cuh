@@ -287,10 +287,11 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           }
         }
       } else {
-        // ---------------------------------------------------------------- all tokens, twice 64
-        // columns Blocks `group` and `group` + 2: of the same parity, they start from the same
-        // basis channels. Rows of the accumulators are columns of the output, so that fragments of
-        // the basis and of the output are transposed: row l % 8 of tokens 8 (l / 16), 16-byte piece
+        // ---------------------------------------------------------------- all tokens, 2 x 64 each
+
+        // Blocks `group` and `group` + 2: of the same parity, they start from the same basis
+        // channels. Rows of the accumulators are columns of the output, so that fragments of the
+        // basis and of the output are transposed: row l % 8 of tokens 8 (l / 16), 16-byte piece
         // 2 warp + l / 8 % 2 under the swizzle; the next 16 tokens are 2048 bytes on.
         static_assert(!Layout::kByColumns || kBlocks == 4);
         const int block = first_block + group;
