@@ -19,11 +19,10 @@
 ///     tokens, a warpgroup has 64 of them and all columns; with 192, all tokens and twice 64
 ///     columns.
 ///
-/// What bounds the kernel is shared memory: 128 bytes a cycle, for what the copies write, what the
-/// products read, and basis and output, each written and read once. A product of 64 x N reads its
-/// 64 rows and all N of the other operand: per chunk 128 KiB of 128 x 256 in the 1024 cycles of the
-/// products, 184 KiB of 192 x 256 in 1536. The latter also needs a quarter less from L2 per
-/// product, and draws less power.
+/// Within a tile the tensor cores hardly wait; what is lost is lost between two tiles, where both
+/// warpgroups store and start anew, and all multiprocessors ask for their next chunks at once. A
+/// tile of 192 x 256 has fewer such boundaries, and needs a quarter less from L2 per product, which
+/// counts where power sets the clock.
 namespace bda::inline v0::cuda {
 
 struct Sm90StreamParams {
