@@ -121,10 +121,11 @@ void set_blocks(const ProjectionArguments<T>& a, Params& p) {
 
 template <class T, int kTokens, int kColumns>
 Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  using Layout = sm90_stream::Shared<kTokens, kColumns>;
   Sm90StreamParams p{};
   set_blocks(a, p);
   if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 1, p.out, kTokens > 128 ? kTokens : 16); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out, Layout::kByColumns ? kTokens : 16); !s.ok()) return s;
   p.tokens = static_cast<int>(a.x.extent(0));
   p.column_tiles = Divisor(static_cast<int>(ceil_div(p.column_blocks, kColumns / 64)));
   const std::int64_t tiles = ceil_div(a.x.extent(0), kTokens) * p.column_tiles.value();
@@ -132,7 +133,7 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
   const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))),
-                          sm90_stream::kThreads, sizeof(sm90_stream::Shared<kTokens, kColumns>)};
+                          sm90_stream::kThreads, sizeof(Layout)};
   return launch("sm90_stream launch", sm90_stream_kernel<T, kTokens, kColumns>, shape,
                 a.dependent_launch, stream, p);
 }
