@@ -87,9 +87,9 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     std::int64_t tokens, heads;
     int tile_tokens, tile_columns;
   };
-  for (const Case c : {Case{16, 128, 16, 64}, Case{64, 128, 64, 64}, Case{64, 16, 32, 64},
-                       Case{128, 16, 64, 64}, Case{128, 64, 128, 64}, Case{128, 128, 128, 128},
-                       Case{256, 16, 128, 64}, Case{256, 64, 256, 64}, Case{1024, 16, 256, 64}}) {
+  for (const Case c :
+       {Case{16, 128, 16, 64}, Case{64, 128, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 64, 64},
+        Case{128, 64, 128, 64}, Case{256, 16, 128, 64}, Case{512, 16, 128, 64}}) {
     INFO(c.tokens << " tokens, " << c.heads << " heads");
     const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
     CHECK(config.kernel == ProjectionKernel::kSm90Small);
@@ -98,23 +98,54 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     CHECK(config.splits == 1);
   }
   CHECK(pick(deepseek(64), kH100, true).tile_columns == 128);
-  CHECK(pick(deepseek(512, 64), kH100).kernel == ProjectionKernel::kSm90Resident);
+  CHECK(pick(deepseek(512, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
 }
 
-TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and sm90_small's are more",
+TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones are more",
+          "[cuda][config]") {
+  const auto turns = [](std::int64_t tokens, std::int64_t heads) {
+    const ProjectionConfig c = pick(deepseek(tokens, heads), kH100);
+    return c.kernel == ProjectionKernel::kSm90Turns ? c.tile_tokens : 0;
+  };
+  CHECK(turns(64, 128) == 0);
+  CHECK(turns(65, 128) == 128);
+  CHECK(turns(128, 128) == 128);
+  CHECK(turns(129, 128) == 256);
+  CHECK(turns(256, 132) == 256);
+  CHECK(turns(256, 133) == 0);
+  CHECK(turns(257, 128) == 0);
+  CHECK(turns(256, 64) == 128);
+  CHECK(turns(512, 64) == 256);
+  CHECK(turns(1024, 16) == 128);
+  CHECK(turns(2048, 16) == 256);
+  CHECK(turns(2049, 16) == 0);
+}
+
+TEST_CASE("sm90_turns spreads its tokens evenly over one wave", "[cuda][config]") {
+  using bda::cuda::detail::turns_rows;
+  CHECK(turns_rows(deepseek(256, 128), 256, kH100) == 128);
+  CHECK(turns_rows(deepseek(160, 128), 256, kH100) == 80);
+  CHECK(turns_rows(deepseek(129, 128), 256, kH100) == 72);
+  CHECK(turns_rows(deepseek(768, 16), 128, kH100) == 96);  // 8 tiles fit, 6 would do
+  CHECK(turns_rows(deepseek(1, 1), 128, kH100) == 8);
+  for (int tile : {128, 256})
+    for (std::int64_t heads : {1, 3, 16, 64, 128, 500})
+      for (std::int64_t tokens = 1; tokens <= 5000; tokens += 13) {
+        const int rows = turns_rows(deepseek(tokens, heads), tile, kH100);
+        if (rows < 1 || rows > 128 || rows % 8 != 0) FAIL(tile << ' ' << heads << ' ' << tokens);
+      }
+}
+
+TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not fit sm90_turns",
           "[cuda][config]") {
   for (std::int64_t tokens : {129, 200, 256})
-    for (std::int64_t heads : {67, 128, 132})
-      CHECK(pick(deepseek(tokens, heads), kH100).kernel == ProjectionKernel::kSm90Wave);
-  CHECK(pick(deepseek(128, 128), kH100).kernel == ProjectionKernel::kSm90Small);
-  CHECK(pick(deepseek(256, 66), kH100).kernel == ProjectionKernel::kSm90Small);
-  CHECK(pick(deepseek(257, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
-  CHECK(pick(deepseek(256, 133), kH100).kernel == ProjectionKernel::kSm90Resident);
-  ProjectionShape other = deepseek(256, 128);
-  other.kv_dim = 1536;
-  CHECK(pick(other, kH100).kernel == ProjectionKernel::kSm90Wave);
-  other.kv_dim = 256;
-  CHECK(pick(other, kH100).kernel == ProjectionKernel::kSm90Stream);
+    for (std::int64_t heads : {67, 128, 132}) {
+      ProjectionShape s = deepseek(tokens, heads);
+      s.kv_dim = 1536;
+      CHECK(pick(s, kH100).kernel == ProjectionKernel::kSm90Wave);
+      s.tokens = 257;
+      CHECK(pick(s, kH100).kernel == ProjectionKernel::kSm90Stream);
+    }
 }
 
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
@@ -179,6 +210,12 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
             .find("got 64") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Stream, 192, 128, 1, ""}, deepseek(64), kH100) ==
         "config.tile_columns: expected this kernel's tile = 256, got 128");
+  s = deepseek(256);
+  s.kv_dim = 576;
+  CHECK(message({ProjectionKernel::kSm90Turns, 128, 128, 1, ""}, s, kH100) ==
+        "rest: expected at most 384 (sm90_turns) = 384, got 448");
+  CHECK(message({ProjectionKernel::kSm90Turns, 64, 128, 1, ""}, deepseek(256), kH100) ==
+        "config.tile_tokens: expected this kernel's tile = 128, got 64");
   CHECK(message({ProjectionKernel::kSm90Wave, 128, 128, 1, ""}, deepseek(256), kH100) ==
         "config.tile_tokens: expected this kernel's tile = 256, got 128");
   CHECK(

@@ -104,6 +104,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm80, 128, 128, 1);
   add(ProjectionKernel::kSm80Resident, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
+  for (int tokens : {128, 256}) add(ProjectionKernel::kSm90Turns, tokens, 128, 1);
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
   for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   add(ProjectionKernel::kSm90Stream, 192, 256, 1);
@@ -148,6 +149,7 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
   SECTION("more units than multiprocessors: CTAs cross row blocks") {
     run_all_configs<T>(33 * 128 + 5, 512, 128, 16, 384, {});
     run_all_configs<T>(300, 512, 128, 128, 0, {});
+    run_all_configs<T>(128, 512, 128, 128, 0, {});
     run_all_configs<T>(2000, 512, 128, 40, 0, {0, 0, false, true});
   }
   SECTION("S anywhere, bias, strides, head-major") {
@@ -163,6 +165,9 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
     run_all_configs<T>(150, 1536, 128, 3, 64, {});
     run_all_configs<T>(40, 2048, 128, 2, 1920, {0, 0, true, true});
     run_all_configs<T>(70, 128, 64, 3, 64, {});
+    run_all_configs<T>(200, 448, 64, 3, 0, {0, 0, false, true});  // the basis gives up its slot
+    run_all_configs<T>(150, 384, 64, 5, 128, {});
+    run_all_configs<T>(200, 192, 128, 2, 64, {});
     run_all_configs<T>(700, 2048, 128, 16, 0, {});
   }
   SECTION("everything else") {

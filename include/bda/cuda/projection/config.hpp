@@ -37,14 +37,15 @@ enum class ProjectionKernel {
   kSm80,          // fp16 and bf16, cp.async and mma.sync, sm_80 and up
   kSm80Resident,  // the same, x stays in shared memory over the heads
   kSm90Small,     // sm_90a, one wave of tiles: as much of C and x in flight at once as fits
-  kSm90Wave,      // sm_90a, one wave of tiles of 256 tokens: C as fast as memory gives it
-  kSm90Stream,    // sm_90a, any depth: x and C stream through one ring
+  kSm90Turns,   // sm_90a, up to 384 rest channels, one wave: x stays, two blocks of columns in turn
+  kSm90Wave,    // sm_90a, one wave of tiles of 256 tokens: C as fast as memory gives it
+  kSm90Stream,  // sm_90a, any depth: x and C stream through one ring
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
 };
 
 [[nodiscard]] constexpr const char* name_of(ProjectionKernel kernel) {
-  constexpr std::array names{"simt",      "sm80",        "sm80_resident", "sm90_small",
-                             "sm90_wave", "sm90_stream", "sm90_resident"};
+  constexpr std::array names{"simt",       "sm80",      "sm80_resident", "sm90_small",
+                             "sm90_turns", "sm90_wave", "sm90_stream",   "sm90_resident"};
   return names[static_cast<std::size_t>(kernel)];
 }
 
@@ -120,6 +121,23 @@ constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, i
 
 constexpr int kMaxCluster = 8;  // the portable limit
 
+/// Tiles of tokens of sm90_turns: as many as one wave has room for, as long as each 128 rows of a
+/// tile then have 64 tokens or more.
+constexpr std::int64_t turns_token_tiles(const ProjectionShape& s, int tile_tokens,
+                                         const DeviceInfo& device) {
+  const std::int64_t room = device.multiprocessors / ceil_div(s.columns(), 128);
+  return std::max(ceil_div(s.tokens, tile_tokens),
+                  std::min(room, ceil_div(s.tokens, tile_tokens / 2)));
+}
+
+/// Rows that each 128 of a tile take: the tokens evenly, because the copy engine takes longer over
+/// boxes that reach beyond the last one (160 tokens of 128 heads: 9.7 us with 128 + 32, 8.0 with
+/// 80 + 80).
+constexpr int turns_rows(const ProjectionShape& s, int tile_tokens, const DeviceInfo& device) {
+  const std::int64_t parts = turns_token_tiles(s, tile_tokens, device) * (tile_tokens / 128);
+  return static_cast<int>(ceil_div(ceil_div(s.tokens, parts), 8) * 8);
+}
+
 /// Shared memory of sm80_resident: 128 rows of x in blocks of 64 rest and 64 basis channels, and
 /// two rings of three times 64 channels x 128 columns.
 constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
@@ -173,6 +191,10 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
       if (shape.width != 128) return unsupported("width", "128 (sm90_resident)", 128, shape.width);
       if (shape.rest() != 384) return unsupported("rest", "384 (sm90_resident)", 384, shape.rest());
       return tile(128, 128);
+    case ProjectionKernel::kSm90Turns:
+      if (shape.rest() > 384)
+        return unsupported("rest", "at most 384 (sm90_turns)", 384, shape.rest());
+      return config.tile_tokens == 256 ? tile(256, 128) : tile(128, 128);
     case ProjectionKernel::kSm90Wave:
       return tile(256, 128);
     case ProjectionKernel::kSm90Stream:
@@ -276,6 +298,9 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   constexpr int kTiles[][2] = {{64, 64}, {128, 64}, {96, 128}, {256, 64}, {128, 128}};
   for (const auto& [tokens, columns] : kTiles) {
     if (tokens >= 2 * s.tokens) continue;
+    // Larger ones bring C of all their columns before they store anything: sm90_turns, where it
+    // fits.
+    if (tokens * columns > 128 * 64 && s.rest() <= 384) return false;
     // Small tiles bring too much to be worth the last quarter of the multiprocessors.
     if (tile_count(s, tokens, columns) > (tokens == 64 ? most * 3 / 4 : most)) continue;
     config.tile_tokens = tokens;
@@ -285,12 +310,26 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   return false;
 }
 
-/// Whether sm90_wave is the fastest: one tile of tokens, over columns that sm90_small's tiles do
-/// not cover in one wave and its own do. Measured on an H100 at 96 to 128 heads of width 128 and
-/// 240 of 64, with 384 to 1408 rest channels; with 128 of them sm90_stream is faster.
+/// sm90_turns, where its tiles cover the output in one wave; else false. Measured on an H100 at 16
+/// to 128 heads of width 128 with 384 rest channels.
+inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
+                       ProjectionConfig& config) {
+  for (const int tokens : {128, 256}) {
+    config = {ProjectionKernel::kSm90Turns, tokens, 128, 1,
+              "one wave: x stays, one block of columns is stored while C of the other comes"};
+    if (s.tokens > 64 && tile_count(s, tokens, 128) <= device.multiprocessors &&
+        validate(config, s, device).ok())
+      return true;
+  }
+  return false;
+}
+
+/// Whether sm90_wave is the fastest where sm90_turns cannot hold x: one tile of tokens, over
+/// columns that sm90_small's tiles do not cover in one wave and its own do. Measured on an H100 at
+/// 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels.
 constexpr bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
   const std::int64_t tiles = tile_count(s, 256, 128);
-  return s.tokens > 128 && s.tokens <= 256 && s.rest() >= 256 && tiles <= device.multiprocessors &&
+  return s.tokens > 128 && s.tokens <= 256 && tiles <= device.multiprocessors &&
          2 * tiles > device.multiprocessors;
 }
 
@@ -310,6 +349,7 @@ constexpr bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
         "a width other than 64 and 128, or a depth or slice that is no multiple of 64");
   ProjectionConfig config;
   if (detail::pick_small(shape, device, dependent, config)) return config;
+  if (detail::pick_turns(shape, device, config)) return config;
   if (detail::is_one_wave(shape, device))
     return {ProjectionKernel::kSm90Wave, 256, 128, 1,
             "one wave of 256 tokens: C is brought once, as fast as memory gives it"};

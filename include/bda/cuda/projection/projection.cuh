@@ -16,6 +16,7 @@
 #include "bda/cuda/projection/kernel_sm90_resident.cuh"
 #include "bda/cuda/projection/kernel_sm90_small.cuh"
 #include "bda/cuda/projection/kernel_sm90_stream.cuh"
+#include "bda/cuda/projection/kernel_sm90_turns.cuh"
 #include "bda/cuda/projection/kernel_sm90_wave.cuh"
 #include "bda/cuda/projection/projection.hpp"
 #include "bda/cuda/projection/tensor_maps.hpp"
@@ -136,6 +137,24 @@ Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
                           sm90_stream::kThreads, sizeof(Layout)};
   return launch("sm90_stream launch", sm90_stream_kernel<T, kTokens, kColumns>, shape,
                 a.dependent_launch, stream, p);
+}
+
+template <class T, int kTokens>
+Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  Sm90TurnsParams p{};
+  set_blocks(a, p);
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.rows = turns_rows(a.shape(), kTokens, device);
+  if (Status s = encode_rows_map<T>(a.x, p.rows, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out, p.rows); !s.ok()) return s;
+  const std::int64_t columns = ceil_div(p.column_blocks, 2);
+  const std::int64_t rows = ceil_div(p.tokens, p.rows * (kTokens / 128));
+  if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
+  p.prefetch = rows > 1 ? 0 : kTokens == 256 ? 1 : 2;
+  using Layout = sm90_turns::Shared<kTokens>;
+  const LaunchShape shape{dim3(to_grid(columns), to_grid(rows)), Layout::kThreads, sizeof(Layout)};
+  return launch("sm90_turns launch", sm90_turns_kernel<T, kTokens>, shape, a.dependent_launch,
+                stream, p);
 }
 
 template <class T>
@@ -333,6 +352,9 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_columns == 192)
           return detail::run_stream<T, 128, 192>(args, device, stream);
         return detail::run_stream<T, 128, 256>(args, device, stream);
+      case ProjectionKernel::kSm90Turns:
+        if (config.tile_tokens == 128) return detail::run_turns<T, 128>(args, device, stream);
+        return detail::run_turns<T, 256>(args, device, stream);
       case ProjectionKernel::kSm90Wave:
         return detail::run_wave(args, stream);
       case ProjectionKernel::kSm90Small:

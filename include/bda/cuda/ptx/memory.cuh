@@ -56,6 +56,15 @@ __device__ __forceinline__ void barrier_arrive(int threads) {
   asm volatile("barrier.arrive.aligned %0, %1;" ::"n"(kId), "r"(threads) : "memory");
 }
 
+/// The same with a barrier that is the warp's, and no constant.
+__device__ __forceinline__ void barrier_sync(int id, int threads) {
+  asm volatile("barrier.sync.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("barrier.arrive.aligned %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // ---- 9.7.13.15 mbarrier
 
 __device__ __forceinline__ void mbarrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
@@ -127,6 +136,11 @@ __device__ __forceinline__ void bulk_load(std::uint32_t shared, const void* glob
       "[%0], [%1], %2, [%3], %4;" ::"r"(shared),
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
+}
+
+/// Brings 16-byte multiples into L2.
+__device__ __forceinline__ void bulk_prefetch(const void* global, std::uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
 /// The box at column `x`, row `y` of a 2-D tensor; outside the tensor it is filled with zeros.
