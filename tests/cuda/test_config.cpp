@@ -121,13 +121,17 @@ TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones
   CHECK(turns(2049, 16) == 0);
 }
 
-TEST_CASE("sm90_turns spreads its tokens evenly over one wave", "[cuda][config]") {
+TEST_CASE("sm90_turns and sm90_small spread their tokens evenly", "[cuda][config]") {
   using bda::cuda::detail::turns_rows;
   CHECK(turns_rows(deepseek(256, 128), 256, kH100) == 128);
   CHECK(turns_rows(deepseek(160, 128), 256, kH100) == 80);
   CHECK(turns_rows(deepseek(129, 128), 256, kH100) == 72);
   CHECK(turns_rows(deepseek(768, 16), 128, kH100) == 96);  // 8 tiles fit, 6 would do
   CHECK(turns_rows(deepseek(1, 1), 128, kH100) == 8);
+  using bda::cuda::detail::small_rows;
+  CHECK(small_rows(deepseek(100), {ProjectionKernel::kSm90Small, 64, 64, 1, ""}) == 56);
+  CHECK(small_rows(deepseek(100), {ProjectionKernel::kSm90Small, 64, 64, 2, ""}) == 64);
+  CHECK(small_rows(deepseek(1), {ProjectionKernel::kSm90Small, 16, 64, 1, ""}) == 8);
   for (int tile : {128, 256})
     for (std::int64_t heads : {1, 3, 16, 64, 128, 500})
       for (std::int64_t tokens = 1; tokens <= 5000; tokens += 13) {

@@ -78,6 +78,7 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
     return Status::invalid("sides * tokens / 128 * heads", "at most", 0x7fffffff / 2, units);
   p.rope_width = static_cast<int>(rope_width);
   p.tokens = static_cast<int>(tokens);
+  p.last_row = last_row_of(p.tokens);
   p.heads = static_cast<int>(heads);
   p.block_heads = Divisor(shared_basis ? 2 * p.heads : p.heads);
   p.row_blocks = static_cast<int>(row_blocks);

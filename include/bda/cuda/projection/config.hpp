@@ -119,6 +119,17 @@ constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, i
   return static_cast<int>(std::min(half, most));
 }
 
+/// Rows of `parts` parts that share `tokens` evenly: the copy engine is slow over boxes that reach
+/// beyond the last token (160 of 128 heads: 9.7 us in tiles of 128 and 32, 8.0 in two of 80).
+constexpr int even_rows(std::int64_t tokens, std::int64_t parts, std::int64_t step) {
+  return static_cast<int>(ceil_div(ceil_div(tokens, parts), step) * step);
+}
+
+/// Rows of a tile of sm90_small.
+constexpr int small_rows(const ProjectionShape& s, const ProjectionConfig& c) {
+  return even_rows(s.tokens, ceil_div(s.tokens, c.tile_tokens), c.splits > 1 ? 16 : 8);
+}
+
 constexpr int kMaxCluster = 8;  // the portable limit
 
 /// Tiles of tokens of sm90_turns: as many as one wave has room for, as long as each 128 rows of a
@@ -130,12 +141,9 @@ constexpr std::int64_t turns_token_tiles(const ProjectionShape& s, int tile_toke
                   std::min(room, ceil_div(s.tokens, tile_tokens / 2)));
 }
 
-/// Rows that each 128 of a tile take: the tokens evenly, because the copy engine takes longer over
-/// boxes that reach beyond the last one (160 tokens of 128 heads: 9.7 us with 128 + 32, 8.0 with
-/// 80 + 80).
+/// Rows that each 128 of a tile take.
 constexpr int turns_rows(const ProjectionShape& s, int tile_tokens, const DeviceInfo& device) {
-  const std::int64_t parts = turns_token_tiles(s, tile_tokens, device) * (tile_tokens / 128);
-  return static_cast<int>(ceil_div(ceil_div(s.tokens, parts), 8) * 8);
+  return even_rows(s.tokens, turns_token_tiles(s, tile_tokens, device) * (tile_tokens / 128), 8);
 }
 
 /// Shared memory of sm80_resident: 128 rows of x in blocks of 64 rest and 64 basis channels, and
@@ -295,14 +303,16 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     return true;
   }
   // From the smallest tile up, which leaves each multiprocessor the least to multiply.
-  constexpr int kTiles[][2] = {{64, 64}, {128, 64}, {96, 128}, {256, 64}, {128, 128}};
+  constexpr int kTiles[][2] = {{64, 64}, {96, 64}, {128, 64}, {96, 128}, {256, 64}, {128, 128}};
   for (const auto& [tokens, columns] : kTiles) {
     if (tokens >= 2 * s.tokens) continue;
-    // Larger ones bring C of all their columns before they store anything: sm90_turns, where it
-    // fits.
+    // Larger ones bring C of all their columns before they store anything: sm90_turns, if it fits.
     if (tokens * columns > 128 * 64 && s.rest() <= 384) return false;
-    // Small tiles bring too much to be worth the last quarter of the multiprocessors.
-    if (tile_count(s, tokens, columns) > (tokens == 64 ? most * 3 / 4 : most)) continue;
+    const std::int64_t tiles = tile_count(s, tokens, columns);
+    // Small tiles bring too much to be worth the last quarter of the multiprocessors, and those of
+    // 96 tokens are worth it only where they fill that quarter, and C is short.
+    if (tiles > (tokens == 64 ? most * 3 / 4 : most)) continue;
+    if (tokens * columns == 96 * 64 && (4 * tiles <= 3 * most || s.rest() / 64 > 12)) continue;
     config.tile_tokens = tokens;
     config.tile_columns = columns;
     if (validate(config, s, device).ok()) return true;

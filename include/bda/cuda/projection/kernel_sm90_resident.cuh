@@ -54,6 +54,7 @@ struct Sm90ResidentParams {
   CUtensorMap rope_out;  // [heads, 1, tokens, rope_width], boxes of 16 rows x 64 channels
   int rope_width;        // 0: none. The rope part is sides[0]'s
   int tokens;
+  int last_row;         // the most that a row block begins with: `last_row_of`
   int heads;            // of one side
   Divisor block_heads;  // of one row block: those of both sides where they share the basis
   int row_blocks;       // of one side
@@ -158,9 +159,9 @@ struct RowBlock {
 
   template <bool kTwoSides>
   static __device__ __forceinline__ RowBlock at(const Sm90ResidentParams& p, int block) {
-    if constexpr (!kTwoSides) return {block * 128, 0};
+    if constexpr (!kTwoSides) return {min(block * 128, p.last_row), 0};
     const bool second = block >= p.row_blocks;
-    return {(second ? block - p.row_blocks : block) * 128, second ? p.heads : 0};
+    return {min((second ? block - p.row_blocks : block) * 128, p.last_row), second ? p.heads : 0};
   }
 };
 
@@ -522,7 +523,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         // A warp index that the compiler knows to be uniform: else it puts a loop over differing
         // operands around every store.
         const int warp = turn - 4;
-        const int first_row = kTwoSides ? RowBlock::at<kTwoSides>(p, row / 128).row : row;
+        const int first_row = RowBlock::at<kTwoSides>(p, row / 128).row;
         if ((ptx::thread_index() & 31) == 0 && first_row + 16 * warp < p.tokens) {
           ptx::tensor_store(p.sides[side].out, ptx::shared_address(shared.output[warp]), 0,
                             first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());

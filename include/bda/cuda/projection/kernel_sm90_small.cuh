@@ -22,8 +22,8 @@
 namespace bda::inline v0::cuda {
 
 struct Sm90SmallParams {
-  CUtensorMap x;             // [tokens, kv_dim], boxes of kTokens rows x 64 channels
-  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows, or kTokens
+  CUtensorMap x;             // [tokens, kv_dim], boxes of `rows` rows x 64 channels
+  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows, or `rows`
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
   int width_blocks;          // of 64 channels: 1 or 2
@@ -33,6 +33,7 @@ struct Sm90SmallParams {
   int split_chunks;  // of a split, and one more in each of the first `longer_splits`
   int longer_splits;
   int slots;  // chunks in flight
+  int rows;   // of a tile, at most kTokens: a multiple of 8, or of 16 where kSplit
   int basis_begin;
   int ahead;  // chunks of C that are asked for before x
 };
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
                                                        // splits-th pair from r on
   constexpr std::uint32_t kPairBytes = 16 * 64 * 4;    // fp32, of one warpgroup
   const int first_block = static_cast<int>(blockIdx.y) * kGroups;
-  const int token = static_cast<int>(blockIdx.z) * kTokens;
+  const int token = static_cast<int>(blockIdx.z) * p.rows;
   const int rank = kSplit ? static_cast<int>(blockIdx.x) : 0;
   const int splits = kSplit ? p.splits.value() : 1;
   const int first_chunk = kSplit ? rank * p.split_chunks + min(rank, p.longer_splits) : 0;
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
     const std::uint8_t* source =
         static_cast<const std::uint8_t*>(p.coefficients) +
         (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk + chunk) * kBlockBytes;
-    ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + kRowsBytes);
+    ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + p.rows * 128);
     // Nobody reads C again soon; x and the output, where they are large enough to matter, stay.
     const std::uint64_t policy = ptx::policy_evict_first();
     const auto load = [&](int group, const std::uint8_t* from) {
@@ -130,7 +131,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
     if (leads) {
       ptx::wait_for_previous_kernel();
       if (turn == 3) {
-        ptx::mbarrier_arrive_expect_bytes(basis_full, kGroups * kRowsBytes);
+        ptx::mbarrier_arrive_expect_bytes(basis_full, kGroups * p.rows * 128);
 #pragma unroll
         for (int g = 0; g < kGroups; ++g)
           ptx::tensor_load(basis + g * kRowsBytes, p.x, basis_full,
@@ -273,7 +274,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
     ptx::barrier_sync<2>(128);
   if (t == 0 && block < p.column_blocks) {
     const int half = block & (p.width_blocks - 1), head = block >> (p.width_blocks - 1);
-    for (int pair = rank; pair < (kSplit ? kPairs : 1); pair += splits)
+    for (int pair = rank; pair < (kSplit ? p.rows / 16 : 1); pair += splits)
       ptx::tensor_store(p.out, basis + group * kRowsBytes + pair * 2048, 0, token + 16 * pair, half,
                         head, ptx::policy_evict_first());
     ptx::bulk_commit();

@@ -80,7 +80,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const int turn = ptx::warp_index();
   const bool leads = ptx::elect_one();
   const auto first_block_of = [&](int tile) { return p.column_tiles.remainder(tile) * kBlocks; };
-  const auto row_of = [&](int tile) { return p.column_tiles.quotient(tile) * kTokens; };
+  // The last rows of tiles overlap those before: boxes beyond the last token would take longer.
+  const auto row_of = [&](int tile) {
+    return min(p.column_tiles.quotient(tile) * kTokens, max(p.tokens - kTokens, 0));
+  };
 
   if (turn < 4) {
     // ------------------------------------------------------------------ producer

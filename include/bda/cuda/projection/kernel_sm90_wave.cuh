@@ -60,6 +60,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const int first_block = static_cast<int>(blockIdx.x) * 2;
   const int token = static_cast<int>(blockIdx.y) * 256;
   const int halves = p.tokens - token > 128 ? 2 : 1;  // of the tile that have rows
+  // The last rows overlap those before: boxes beyond the last token would take longer.
+  const auto row_of = [&](int half) { return min(token + 128 * half, max(p.tokens - 128, 0)); };
   const std::uint32_t columns = ptx::shared_address(shared.columns);
   const std::uint32_t columns_full = ptx::shared_address(shared.columns_barriers.full);
   const std::uint32_t columns_empty = ptx::shared_address(shared.columns_barriers.empty);
@@ -93,8 +95,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         if (channel >= p.basis_begin) channel += 64 * p.width_blocks;
       }
       ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, kChunkBytes);
-      ptx::tensor_load(rows + slot * kChunkBytes, p.x, full + 8 * slot, channel,
-                       token + 128 * half);
+      ptx::tensor_load(rows + slot * kChunkBytes, p.x, full + 8 * slot, channel, row_of(half));
     };
     const int items = p.width_blocks + p.chunks;
     const int opening = half < 0 ? min(p.ahead, p.chunks) : min(kRowSlots, items);
@@ -249,7 +250,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   for (int m = 0; m < 2; ++m) {
     const std::uint32_t tile =
         rows + (m == 0 ? rows_before : at.slot) * kChunkBytes + warp * (kChunkBytes / 4);
-    const int row = token + 128 * half + 64 * m + 16 * warp;
+    const int row = row_of(half) + 64 * m + 16 * warp;
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll

@@ -73,6 +73,10 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& sh
 
 inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
 
+/// Where the last 128 tokens begin: the last row block overlaps the one before (and writes the same
+/// there), because the copy engine is slow over boxes that reach beyond the last token.
+inline int last_row_of(int tokens) { return std::max(tokens - 128, 0); }
+
 /// Deals `units` out to the CTAs of sm90_resident, and returns how many those are: ranges of one
 /// length. Where that would be a number of whole row blocks, all CTAs would want their next rows of
 /// x at the same moment: then every multiprocessor gets a range, and these differ by one unit.
@@ -99,6 +103,7 @@ Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
   p.sides[0].bias = a.bias;
   p.sides[0].basis_begin = static_cast<int>(a.basis_begin);
   p.tokens = static_cast<int>(a.x.extent(0));
+  p.last_row = last_row_of(p.tokens);
   p.heads = static_cast<int>(a.packing.heads);
   p.block_heads = Divisor(p.heads);
   const std::int64_t ctas = deal_out(units, device, p);
@@ -178,15 +183,16 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
                  const DeviceInfo& device, cudaStream_t stream) {
   Sm90SmallParams p{};
   set_blocks(a, p);
-  if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 1, p.out, kSplit ? 16 : kTokens); !s.ok()) return s;
+  p.rows = small_rows(a.shape(), config);
+  if (Status s = encode_rows_map<T>(a.x, p.rows, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out, kSplit ? 16 : p.rows); !s.ok()) return s;
   p.splits = Divisor(config.splits);
   p.split_chunks = p.chunks / config.splits;
   p.longer_splits = p.chunks % config.splits;
   p.slots = small_slots(a.shape(), config, device);
   p.ahead = small_ahead(a.shape(), config, p.slots, a.dependent_launch);
   const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
-  const std::int64_t rows = ceil_div(a.x.extent(0), kTokens);
+  const std::int64_t rows = ceil_div(a.x.extent(0), p.rows);
   if (columns > 65535) return Status::invalid("column tiles of out", "at most", 65535, columns);
   if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
   const LaunchShape shape{dim3(to_grid(config.splits), to_grid(columns), to_grid(rows)),
