@@ -52,7 +52,7 @@ TEST_CASE("the choice follows shape, type and device", "[cuda][config]") {
   CHECK(pick(deepseek(32768), kH100).kernel == ProjectionKernel::kSm90Resident);
   CHECK(pick(deepseek(4096), kH100).kernel == ProjectionKernel::kSm90Resident);
   CHECK(pick(deepseek(1), kH100).kernel == ProjectionKernel::kSm90Small);
-  CHECK(pick(deepseek(64), kH100).kernel == ProjectionKernel::kSm90Small);
+  CHECK(pick(deepseek(32), kH100).kernel == ProjectionKernel::kSm90Small);
   CHECK(pick(deepseek(4096), kH100WithoutSm90aCode).kernel == ProjectionKernel::kSm80Resident);
   CHECK(pick(deepseek(64), kH100WithoutSm90aCode).kernel == ProjectionKernel::kSm80);
   CHECK(pick(deepseek(4096), kA100).kernel == ProjectionKernel::kSm80);  // too little shared memory
@@ -88,7 +88,7 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     int tile_tokens, tile_columns;
   };
   for (const Case c :
-       {Case{16, 128, 16, 64}, Case{64, 128, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 64, 64},
+       {Case{16, 128, 16, 64}, Case{64, 64, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 64, 64},
         Case{128, 64, 128, 64}, Case{256, 16, 128, 64}, Case{512, 16, 128, 64}}) {
     INFO(c.tokens << " tokens, " << c.heads << " heads");
     const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
@@ -97,7 +97,7 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     CHECK(config.tile_columns == c.tile_columns);
     CHECK(config.splits == 1);
   }
-  CHECK(pick(deepseek(64), kH100, true).tile_columns == 128);
+  CHECK(pick(deepseek(32), kH100, true).tile_columns == 128);
   CHECK(pick(deepseek(512, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
 }
 
@@ -107,8 +107,11 @@ TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones
     const ProjectionConfig c = pick(deepseek(tokens, heads), kH100);
     return c.kernel == ProjectionKernel::kSm90Turns ? c.tile_tokens : 0;
   };
-  CHECK(turns(64, 128) == 0);
-  CHECK(turns(65, 128) == 128);
+  CHECK(turns(32, 128) == 0);
+  CHECK(turns(33, 128) == 128);
+  CHECK(turns(64, 99) == 0);  // three quarters of the multiprocessors
+  CHECK(turns(64, 100) == 128);
+  CHECK(turns(64, 133) == 0);
   CHECK(turns(128, 128) == 128);
   CHECK(turns(129, 128) == 256);
   CHECK(turns(256, 132) == 256);

@@ -287,6 +287,10 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
             "one wave: bound by bringing C and x, as much of both in flight as fits"};
   const std::int64_t most = device.multiprocessors;
   if (s.tokens <= 64) {
+    // From 33 tokens on, where its tiles fill the device, sm90_turns is faster.
+    if (const std::int64_t tiles = tile_count(s, 128, 128);
+        s.tokens > 32 && s.rest() <= 384 && tiles <= most && 4 * tiles > 3 * most)
+      return false;
     // Every token tile brings C anew: one, unless C is short and that leaves half of the
     // multiprocessors idle.
     const bool deep = s.rest() / 64 > 12;
@@ -327,8 +331,7 @@ inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
   for (const int tokens : {128, 256}) {
     config = {ProjectionKernel::kSm90Turns, tokens, 128, 1,
               "one wave: x stays, one block of columns is stored while C of the other comes"};
-    if (s.tokens > 64 && tile_count(s, tokens, 128) <= device.multiprocessors &&
-        validate(config, s, device).ok())
+    if (tile_count(s, tokens, 128) <= device.multiprocessors && validate(config, s, device).ok())
       return true;
   }
   return false;
