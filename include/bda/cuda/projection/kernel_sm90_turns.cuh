@@ -35,6 +35,7 @@ struct Sm90TurnsParams {
   int chunks;         // of 64 rest channels, at most kMaxChunks
   int column_blocks;  // of 64 output columns
   int basis_begin;
+  int opening;   // blocks of C that are asked for before x, at most kAhead
   int prefetch;  // blocks of C that are asked into L2 before their turn
 };
 
@@ -113,17 +114,23 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
       ptx::mbarrier_arrive_expect_bytes(full + 8 * item, p.rows * 128);
       ptx::tensor_load(row_slot(item, part), p.x, full + 8 * item, channel, token + p.rows * part);
     };
-    const int opening = part < 0 ? min(kAhead, blocks) : min(kRowSlots, items);
+    const int opening = part < 0 ? min(p.opening, blocks) : min(kRowSlots, items);
     if (leads) {
       if (part < 0) {
+        // No barrier before the first copies that these can do without.
 #pragma unroll 1
-        for (int block = 0; block < blocks; ++block) {
+        for (int block = 0; block < opening; ++block)
           ptx::mbarrier_init(columns_full + 8 * block, 1);
-          ptx::mbarrier_init(columns_empty + 8 * block, 4 * parts);
-        }
         ptx::fence_mbarrier_init();
 #pragma unroll 1
         for (int block = 0; block < opening; ++block) fetch_columns(block);
+#pragma unroll 1
+        for (int block = opening; block < blocks; ++block)
+          ptx::mbarrier_init(columns_full + 8 * block, 1);
+#pragma unroll 1
+        for (int block = 0; block < blocks; ++block)
+          ptx::mbarrier_init(columns_empty + 8 * block, 4 * parts);
+        ptx::fence_mbarrier_init();
       } else if (part < parts) {
 #pragma unroll 1
         for (int item = 0; item < items; ++item) ptx::mbarrier_init(full + 8 * item, 1);
@@ -144,7 +151,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
     if (part < 0) {
 #pragma unroll 1
       for (int block = opening; block < blocks; ++block) {
-        if (kAhead < kColumnSlots) ptx::mbarrier_wait(columns_full + 8 * (block - kAhead), 0);
+        if (block >= kAhead && kAhead < kColumnSlots)
+          ptx::mbarrier_wait(columns_full + 8 * (block - kAhead), 0);
         if (block >= kColumnSlots)
           ptx::mbarrier_wait(columns_empty + 8 * (block - kColumnSlots), 0);
         fetch_columns(block);

@@ -155,8 +155,12 @@ Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   const std::int64_t columns = ceil_div(p.column_blocks, 2);
   const std::int64_t rows = ceil_div(p.tokens, p.rows * (kTokens / 128));
   if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
-  p.prefetch = rows > 1 ? 0 : kTokens == 256 ? 1 : 2;
   using Layout = sm90_turns::Shared<kTokens>;
+  // Measured: x must not queue behind much of C. A dependent launch has the time for more of it,
+  // but not where a wave of CTAs has 256 rows of x, or two want the same C.
+  const bool early = a.dependent_launch && (rows > 2 || (rows == 1 && kTokens == 128));
+  p.opening = early ? Layout::kAhead : 2;
+  p.prefetch = rows > 1 ? 0 : kTokens == 256 ? 1 : 2;
   const LaunchShape shape{dim3(to_grid(columns), to_grid(rows)), Layout::kThreads, sizeof(Layout)};
   return launch("sm90_turns launch", sm90_turns_kernel<T, kTokens>, shape, a.dependent_launch,
                 stream, p);
