@@ -54,8 +54,10 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
 
   // ---- copying: thread t moves piece t % 8 of rows t / 8, + 16, .. ; rows and columns beyond the
   // last are copies of the last, which nobody stores
-  const int piece = static_cast<int>(threadIdx.x) % 8, copy_row = static_cast<int>(threadIdx.x) / 8;
-  int fetch_tile = static_cast<int>(blockIdx.x), fetch_step = 0, fetch_buffer = 0;
+  const int thread = static_cast<int>(threadIdx.x), piece = thread % 8, copy_row = thread / 8;
+  const ColumnsTarget columns_target(thread);
+  int fetch_tile = static_cast<int>(blockIdx.x), fetch_step = 0;
+  std::uint32_t fetch_buffer = 0;     // bytes from the first
   const T* fetch_rows;                // of x, of this thread
   int fetch_row_limit, fetch_column;  // the last i of row 16 i; of the tile
   const auto locate = [&] {
@@ -66,38 +68,44 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
     fetch_column = place.column;
   };
   locate();
-  const auto fetch = [&] {
-    if (fetch_tile < p.tiles) {
-      const std::uint32_t target = ring + fetch_buffer * sizeof(Buffer);
-      const std::uint32_t swizzled = target + copy_row * 128 + ((piece ^ (copy_row & 7)) << 4);
-      const auto fetch_x = [&](std::uint32_t to, int channel, bool valid) {
+  const auto copy_x = [&](std::uint32_t to, int to_piece, int channel, bool valid) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i)
-          ptx::async_load_16(to + i * 2048,
-                             fetch_rows + min(i, fetch_row_limit) * 16 * p.x_stride + channel,
-                             valid);
-      };
-      const int chunk = fetch_step - 1;
-      if (chunk < 0) {
+    for (int i = 0; i < 8; ++i)
+      ptx::async_load_16(to + (copy_row + 16 * i) * 128 + (to_piece << 4),
+                         fetch_rows + min(i, fetch_row_limit) * 16 * p.x_stride + channel, valid);
+  };
+  const auto copy_basis = [&](int half) {
+    const int column = fetch_column + half * 64 + piece * 8;
+    copy_x(ring + fetch_buffer + half * kTileBytes, basis_piece(piece, copy_row),
+           p.basis_begin + p.width.remainder(min(column, p.columns - 8)), true);
+  };
+  // A step's copies, in two parts: the basis of 64 columns each, or x and C.
+  const auto fetch_first = [&] {
+    if (fetch_tile >= p.tiles) return;
+    if (fetch_step == 0) {
+      copy_basis(0);
+    } else {
+      const int rest = (fetch_step - 1) * 64 + piece * 8;
+      const int channel = rest < p.basis_begin ? rest : rest + p.width.value();
+      const bool valid = rest < p.rest;
+      copy_x(ring + fetch_buffer, piece ^ (copy_row & 7), valid ? channel : 0, valid);
+    }
+  };
+  const auto fetch_second = [&] {
+    if (fetch_tile < p.tiles) {
+      if (fetch_step == 0) {
+        copy_basis(1);
+      } else {
+        const ColumnsTarget to = columns_target.at(ring + fetch_buffer + kTileBytes);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int column = fetch_column + half * 64 + piece * 8;
-          fetch_x(swizzled + half * kTileBytes,
-                  p.basis_begin + min(column, p.columns - 8) % p.width, true);
-        }
-      } else {
-        const int rest = chunk * 64 + piece * 8;
-        const bool valid = rest < p.rest;
-        fetch_x(swizzled, !valid ? 0 : rest < p.basis_begin ? rest : rest + p.width, valid);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {  // two packed tiles of 64 columns, as they lie
           const int block = min(fetch_column / 64 + half, p.column_blocks - 1);
           const T* source = p.coefficients +
-                            (static_cast<std::int64_t>(block) * p.chunks + chunk) * 4096 +
-                            threadIdx.x * 8;
-          const std::uint32_t c = target + kTileBytes + half * 8192 + threadIdx.x * 16;
+                            (static_cast<std::int64_t>(block) * p.chunks + fetch_step - 1) * 4096 +
+                            1024 + thread * 8;
 #pragma unroll
-          for (int i = 0; i < 4; ++i) ptx::async_load_16(c + i * 2048, source + i * 1024, true);
+          for (int quarter = 0; quarter < 2; ++quarter)
+            to.copy((2 * half + quarter) * 4096, source + quarter * 2048, true);
         }
       }
       if (++fetch_step > p.chunks) {
@@ -106,37 +114,55 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
         locate();
       }
     }
-    if (++fetch_buffer == kBuffers) fetch_buffer = 0;
+    fetch_buffer =
+        fetch_buffer == (kBuffers - 1) * sizeof(Buffer) ? 0 : fetch_buffer + sizeof(Buffer);
     ptx::async_commit();  // also when empty, so that the count of groups stays even
   };
 
   // ---- multiplying
-  Tile<T> t(static_cast<int>(threadIdx.x));
-  int buffer = 0;
-  const auto next_buffer = [&] {
+  Tile<T> t(thread);
+  std::uint32_t buffer = 0;
+  const auto arrive = [&] {
     ptx::async_wait<1>();
-    __syncthreads();  // it has come, and nobody reads the buffer that is filled next
-    const std::uint32_t address = ring + buffer * sizeof(Buffer);
-    if (++buffer == kBuffers) buffer = 0;
-    return address;
+    __syncthreads();  // the next buffer has come, and nobody reads the present one any more
   };
-  fetch();
-  fetch();
+  const auto advance = [&] {
+    buffer = buffer == (kBuffers - 1) * sizeof(Buffer) ? 0 : buffer + sizeof(Buffer);
+  };
+  for (int i = 0; i < 2; ++i) {
+    fetch_first();
+    fetch_second();
+  }
+  arrive();
+  fetch_first();
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;
        tile += static_cast<int>(gridDim.x)) {
     const Place place = place_of(tile);
-    const int first_column = place.column + (t.warp % 2) * 64;
-    {
-      const std::uint32_t basis = next_buffer() + (t.warp % 2) * kTileBytes + t.a_row * 128;
-      fetch();
-      t.start([&](int piece) { return basis + ((piece ^ (t.lane & 7)) << 4); });
-    }
-    if (p.bias != nullptr) t.add_bias(p.bias, first_column, p.columns);
+    t.start([&](int part) {
+      const int column = t.column_of(0, part);
+      return ring + buffer + column / 64 * kTileBytes + t.row() * 128 +
+             (basis_piece(column % 64 / 8, t.row()) << 4);
+    });
+    if (p.bias != nullptr) t.add_bias(p.bias, place.column, p.columns);
+    fetch_second();
+    arrive();
+    advance();
+    fetch_first();
+    std::uint32_t x = ring + buffer + t.x_offset, c = ring + buffer + kTileBytes + t.c_offset;
+    t.load(0, x, c);
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
-      const std::uint32_t address = next_buffer();
-      t.multiply(address, address + kTileBytes, fetch);
+      const auto next = [&] {  // after the last chunk the next tile's basis: its loads are not used
+        arrive();
+        advance();
+        x = ring + buffer + t.x_offset;
+        c = ring + buffer + kTileBytes + t.c_offset;
+      };
+      t.multiply(x, c, next, [&](int k) {
+        if (k == 3) fetch_first();
+        if (k == 1) fetch_second();
+      });
     }
-    t.store(p, place.token, first_column);
+    t.store(p, place.token, place.column);
   }
   ptx::async_wait<0>();
 #endif

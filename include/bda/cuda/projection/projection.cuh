@@ -231,7 +231,7 @@ void set_operands(const ProjectionArguments<T>& a, Params& p) {
   p.out_token_stride = a.out.stride(0);
   p.out_head_stride = a.out.stride(1);
   p.tokens = static_cast<int>(a.x.extent(0));
-  p.width = static_cast<int>(a.packing.width);
+  p.width = decltype(p.width)(static_cast<int>(a.packing.width));
   p.rest = static_cast<int>(a.packing.rest);
   p.columns = static_cast<int>(a.packing.columns());
   p.basis_begin = static_cast<int>(a.basis_begin);

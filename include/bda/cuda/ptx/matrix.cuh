@@ -47,23 +47,6 @@ __device__ __forceinline__ void store_matrices_transposed(std::uint32_t address,
       : "memory");
 }
 
-/// Lane q of each four holds words 0 to 3; after it, word s of lane q is what word q of lane s was.
-__device__ __forceinline__ void transpose_quad(std::uint32_t (&w)[4]) {
-  const unsigned lane = threadIdx.x & 3;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, (lane & 1) ? w[i] : w[i + 1], 1);
-    w[i] = (lane & 1) ? got : w[i];
-    w[i + 1] = (lane & 1) ? w[i + 1] : got;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const std::uint32_t got = __shfl_xor_sync(0xffffffffu, (lane & 2) ? w[i] : w[i + 2], 2);
-    w[i] = (lane & 2) ? got : w[i];
-    w[i + 2] = (lane & 2) ? w[i + 2] : got;
-  }
-}
-
 /// 9.7.14.5.14 mma.sync m16n8k16: c += a b with fp32 accumulation.
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const std::uint32_t (&a)[4],

@@ -228,6 +228,16 @@ __device__ __forceinline__ void async_load_16(std::uint32_t shared, const void* 
                : "memory");
 }
 
+/// 16 bytes where `wanted`; a predicate, where a branch would end what the compiler can interleave.
+__device__ __forceinline__ void async_load_16_if(bool wanted, std::uint32_t shared,
+                                                 const void* global) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %2, 0;\n"
+      "@p cp.async.cg.shared.global [%0], [%1], 16;\n}" ::"r"(shared),
+      "l"(global), "r"(static_cast<int>(wanted))
+      : "memory");
+}
+
 __device__ __forceinline__ void async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -303,6 +313,15 @@ __device__ __forceinline__ void store_16_streaming(void* global, uint4 v) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(v.x), "r"(v.y),
                "r"(v.z), "r"(v.w)
                : "memory");
+}
+
+/// 16 bytes to global memory where `wanted`, without a branch.
+__device__ __forceinline__ void store_16_if(bool wanted, void* global, uint4 v) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n"
+      "@p st.global.v4.u32 [%0], {%1, %2, %3, %4};\n}" ::"l"(global),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<int>(wanted))
+      : "memory");
 }
 
 /// Four floats of this CTA's shared memory.
