@@ -59,7 +59,7 @@ TEST_CASE("the choice follows shape, type and device", "[cuda][config]") {
 
   ProjectionShape deep = deepseek(8192, 16);
   deep.kv_dim = 2048;
-  CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm90Stream);
+  CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm90Halves);
   deep.basis_begin = 8;  // cuts a tile of 64 channels
   CHECK(pick(deep, kH100).kernel == ProjectionKernel::kSm80);
   ProjectionShape odd{DType::kBF16, 4096, 400, 80, 16, 8};
@@ -151,7 +151,8 @@ TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not f
       s.kv_dim = 1536;
       CHECK(pick(s, kH100).kernel == ProjectionKernel::kSm90Wave);
       s.tokens = 257;
-      CHECK(pick(s, kH100).kernel == ProjectionKernel::kSm90Stream);
+      const ProjectionKernel kernel = pick(s, kH100).kernel;
+      CHECK((kernel == ProjectionKernel::kSm90Stream || kernel == ProjectionKernel::kSm90Halves));
     }
 }
 
@@ -179,7 +180,7 @@ TEST_CASE("the tile follows how it fills the device", "[cuda][config]") {
     const ProjectionConfig c = pick({DType::kF16, tokens, kv_dim, width, 12, 0}, kH100);
     return std::pair(c.tile_tokens, c.tile_columns);
   };
-  CHECK(tile(65536, 1536, 128) == std::pair(192, 256));
+  CHECK(tile(65536, 1536, 128) == std::pair(128, 256));
   CHECK(tile(4096, 1536, 128) == std::pair(128, 192));  // 256 tiles: two whole rounds
   CHECK(tile(16384, 768, 64) == std::pair(128, 256));
   CHECK(tile(2048, 768, 64) == std::pair(96, 128));  // 132 tiles: one wave
@@ -216,7 +217,13 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
   CHECK(message({ProjectionKernel::kSm90Stream, 128, 64, 1, ""}, deepseek(64), kH100)
             .find("got 64") != std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Stream, 192, 128, 1, ""}, deepseek(64), kH100) ==
+        "config.tile_tokens: expected this kernel's tile = 128, got 192");
+  CHECK(message({ProjectionKernel::kSm90Halves, 128, 128, 1, ""}, deepseek(64), kH100) ==
         "config.tile_columns: expected this kernel's tile = 256, got 128");
+  s = deepseek(256);
+  s.kv_dim = 384;
+  CHECK(message({ProjectionKernel::kSm90Halves, 128, 256, 1, ""}, s, kH100) ==
+        "rest: expected at least (sm90_halves) = 320, got 256");
   s = deepseek(256);
   s.kv_dim = 576;
   CHECK(message({ProjectionKernel::kSm90Turns, 128, 128, 1, ""}, s, kH100) ==

@@ -106,8 +106,8 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int tokens : {128, 256}) add(ProjectionKernel::kSm90Turns, tokens, 128, 1);
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
-  for (int columns : {128, 192, 256}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
-  add(ProjectionKernel::kSm90Stream, 192, 256, 1);
+  for (int columns : {128, 192}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
+  add(ProjectionKernel::kSm90Halves, 128, 256, 1);
   for (int tokens : {16, 32, 64, 96, 128, 256})
     for (int columns : {64, 128})
       for (int splits : {1, 2, 3, 5, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
@@ -151,6 +151,14 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
     run_all_configs<T>(300, 512, 128, 128, 0, {});
     run_all_configs<T>(128, 512, 128, 128, 0, {});
     run_all_configs<T>(2000, 512, 128, 40, 0, {0, 0, false, true});
+    run_all_configs<T>(20000, 512, 128, 1, 0, {});  // every unit has new rows
+    run_all_configs<T>(10001, 512, 128, 3, 128, {0, 0, false, true});
+  }
+  SECTION("more tiles than multiprocessors, chunks even and odd") {
+    run_all_configs<T>(5000, 768, 64, 13, 0, {0, 0, false, true});
+    run_all_configs<T>(4300, 448, 64, 15, 64, {});
+    run_all_configs<T>(4500, 1536, 128, 9, 704, {});
+    run_all_configs<T>(3000, 576, 128, 13, 0, {0, 8, false, true});
   }
   SECTION("S anywhere, bias, strides, head-major") {
     for (std::int64_t begin : {0, 64, 192, 384})

@@ -4,6 +4,7 @@
 
 #include "bda/cuda/attention_ready/attention_ready.hpp"
 #include "bda/cuda/attention_ready/kernel_place.cuh"
+#include "bda/cuda/attention_ready/kernel_sm90_resident.cuh"
 #include "bda/cuda/checks.hpp"
 #include "bda/cuda/projection/projection.cuh"
 
@@ -42,13 +43,26 @@ Status encode_destination_map(const KvOutput& out, std::int64_t tokens, std::int
                       CU_TENSOR_MAP_L2_PROMOTION_NONE, map);
 }
 
+/// Deals `units` out to the CTAs of sm90_resident, and returns how many those are: ranges of one
+/// length. Where that would be a number of whole row blocks, all CTAs would want their next rows of
+/// x at the same moment: then every multiprocessor gets a range, and these differ by one unit.
+inline std::int64_t deal_out(std::int64_t units, const DeviceInfo& device, Sm90ReadyParams& p) {
+  const std::int64_t ctas = std::max(device.multiprocessors, 1), length = ceil_div(units, ctas);
+  const std::int64_t heads = p.block_heads.value();
+  const bool even = length % heads == 0 && units / ctas >= heads;
+  p.units = static_cast<int>(units);
+  p.units_per_cta = Divisor(static_cast<int>(even ? units / ctas : length));
+  p.longer_ctas = static_cast<int>(even ? units % ctas : 0);
+  return even ? ctas : ceil_div(units, length);
+}
+
 template <class T>
 Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
                           const DeviceInfo& device, cudaStream_t stream) {
   const std::int64_t tokens = a.latent.extent(0), rope_width = a.rope_width();
   const std::int64_t heads = a.shape().heads;
   const bool rows = store == KvStore::kRows;
-  Sm90ResidentParams p{};
+  Sm90ReadyParams p{};
   if (Status s = encode_rows_map<T>(a.latent, 128, p.x); !s.ok()) return s;
   if (rope_width > 0) {
     if (Status s = encode_rows_map<T>(a.rope, 128, p.rope); !s.ok()) return s;
@@ -62,7 +76,7 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
   bool e4m3 = false;
   for (const auto* from : {&a.key, &a.value}) {
     if (!*from) continue;
-    Sm90ResidentSide& side = p.sides[sides++];
+    Sm90ReadySide& side = p.sides[sides++];
     side.coefficients = (*from)->coefficients;
     side.basis_begin = static_cast<int>((*from)->basis_begin);
     side.rows = destination((*from)->out);
@@ -83,11 +97,10 @@ Status run_ready_resident(const AttentionReadyArguments<T>& a, KvStore store,
   p.block_heads = Divisor(shared_basis ? 2 * p.heads : p.heads);
   p.row_blocks = static_cast<int>(row_blocks);
   const std::int64_t ctas = deal_out(units, device, p);
-  const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,
-                          sizeof(sm90_resident::Shared<ResidentOutput::kTensor>)};
-  const auto kernel = !rows  ? sm90_resident_kernel<T, false, ResidentOutput::kTensor>
-                      : e4m3 ? sm90_resident_kernel<T, false, ResidentOutput::kRowsE4m3>
-                             : sm90_resident_kernel<T, false, ResidentOutput::kRows>;
+  const LaunchShape shape{dim3(to_grid(ctas)), sm90_ready::kThreads, sizeof(sm90_ready::Shared)};
+  const auto kernel = !rows  ? sm90_ready_kernel<T, ReadyOutput::kTensor>
+                      : e4m3 ? sm90_ready_kernel<T, ReadyOutput::kRowsE4m3>
+                             : sm90_ready_kernel<T, ReadyOutput::kRows>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
 }
 

@@ -40,12 +40,15 @@ enum class ProjectionKernel {
   kSm90Turns,   // sm_90a, up to 384 rest channels, one wave: x stays, two blocks of columns in turn
   kSm90Wave,    // sm_90a, one wave of tiles of 256 tokens: C as fast as memory gives it
   kSm90Stream,  // sm_90a, any depth: x and C stream through one ring
+  kSm90Halves,  // sm_90a, from 320 rest channels: one half of a tile is stored beside the other's
+                // end
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
 };
 
 [[nodiscard]] constexpr const char* name_of(ProjectionKernel kernel) {
-  constexpr std::array names{"simt",       "sm80",      "sm80_resident", "sm90_small",
-                             "sm90_turns", "sm90_wave", "sm90_stream",   "sm90_resident"};
+  constexpr std::array names{"simt",        "sm80",        "sm80_resident",
+                             "sm90_small",  "sm90_turns",  "sm90_wave",
+                             "sm90_stream", "sm90_halves", "sm90_resident"};
   return names[static_cast<std::size_t>(kernel)];
 }
 
@@ -206,10 +209,13 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
     case ProjectionKernel::kSm90Wave:
       return tile(256, 128);
     case ProjectionKernel::kSm90Stream:
-      if (config.tile_tokens == 192) return tile(192, 256);
-      if (config.tile_columns != 128 && config.tile_columns != 192 && config.tile_columns != 256)
-        return unsupported("config.tile_columns", "128, 192 or", 256, config.tile_columns);
+      if (config.tile_columns != 128 && config.tile_columns != 192)
+        return unsupported("config.tile_columns", "128 or", 192, config.tile_columns);
       return tile(128, config.tile_columns);
+    case ProjectionKernel::kSm90Halves:
+      if (shape.rest() < 320)
+        return unsupported("rest", "at least (sm90_halves)", 320, shape.rest());
+      return tile(128, 256);
     default: {
       const std::int64_t chunks = shape.rest() / 64;
       if (config.tile_tokens != 16 && config.tile_tokens != 32 && config.tile_tokens != 64 &&
@@ -235,37 +241,43 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
 
 namespace detail {
 
-/// A tile of sm90_stream and its cost in cycles of an H100, measured: of the products, how much
-/// more than their number says (power and the way from L2 count here); of every tile's start and
-/// end; and once, until the first copies are there.
+/// A tile of sm90_stream or sm90_halves and its cost in cycles of an H100, measured: of the
+/// products, how much more than their number says (power and the way from L2 count here); of every
+/// tile's start and end; and once, until the first copies are there.
 struct StreamTile {
-  int tokens, columns;
+  ProjectionKernel kernel;
+  int columns;
   double per_product;
   int per_tile, once;
 };
-constexpr std::array<StreamTile, 4> kStreamTiles{{
-    {192, 256, 1.03, 4500, 6000},
-    {128, 256, 1.04, 3300, 3500},
-    {128, 192, 1.06, 2500, 3500},
-    {128, 128, 1.20, 1400, 3500},
+constexpr std::array<StreamTile, 3> kStreamTiles{{
+    {ProjectionKernel::kSm90Halves, 256, 1.04, 2150, 4500},
+    {ProjectionKernel::kSm90Stream, 192, 1.06, 2500, 3500},
+    {ProjectionKernel::kSm90Stream, 128, 1.20, 1400, 3500},
 }};
 
 /// What the tiles take in whole rounds over the device; only the order of the estimates matters.
 inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device,
                             const StreamTile& t) {
-  const std::int64_t tiles = tile_count(s, t.tokens, t.columns);
+  const std::int64_t tiles = tile_count(s, 128, t.columns);
   const double rounds = static_cast<double>(ceil_div(tiles, device.multiprocessors));
   // A multiprocessor multiplies 64 x 256 x 16 in 128 cycles.
-  const double products = t.tokens * t.columns / 2048.0 * static_cast<double>(s.rest());
+  const double products = 128 * t.columns / 2048.0 * static_cast<double>(s.rest());
   return rounds * (t.per_product * products + t.per_tile) + t.once;
 }
 
 inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& device) {
-  StreamTile best = kStreamTiles[0];
-  for (const StreamTile& tile : kStreamTiles)
-    if (stream_cycles(s, device, tile) < stream_cycles(s, device, best)) best = tile;
-  return {ProjectionKernel::kSm90Stream, best.tokens, best.columns, 1,
-          "x and C stream; the tile that fills the device's last round best"};
+  ProjectionConfig best;
+  double least = 0;
+  for (const StreamTile& tile : kStreamTiles) {
+    const ProjectionConfig config{tile.kernel, 128, tile.columns, 1,
+                                  "x and C stream; the tile that fills the last round best"};
+    const double cycles = stream_cycles(s, device, tile);
+    if ((least > 0 && cycles >= least) || !validate(config, s, device).ok()) continue;
+    best = config;
+    least = cycles;
+  }
+  return best;
 }
 
 /// x stays where it fits, several tiles of columns pass over it, and there is work for two groups

@@ -8,29 +8,27 @@
 #include "bda/cuda/ptx/memory.cuh"
 #include "bda/cuda/ptx/wgmma.cuh"
 
-/// Any depth on sm_90a: x and C stream through one ring, tiles of 128 tokens x 128, 192 or 256
-/// columns, or 192 x 256.
+/// Any depth on sm_90a: x and C stream through one ring, tiles of 128 tokens x 128 or 192 columns.
 ///
 /// One persistent CTA per multiprocessor takes every gridDim.x-th tile. Roles:
 ///   producer, one thread (four for the opening): for each tile, first the basis channels of its
 ///     rows, then pairs of chunks, the tile's rows of x and its columns of C, 64 rest channels
 ///     each;
-///   two consumer warpgroups: start the accumulators from the basis, multiply, and store. Up to 128
-///     tokens, a warpgroup has 64 of them and all columns; with 192, all tokens and twice 64
-///     columns.
+///   two consumer warpgroups, 64 tokens each: start the accumulators from the basis, multiply, and
+///     store.
 ///
 /// Within a tile the tensor cores hardly wait; what is lost is lost between two tiles, where both
-/// warpgroups store and start anew, and all multiprocessors ask for their next chunks at once. A
-/// tile of 192 x 256 has fewer such boundaries, and needs a quarter less from L2 per product, which
-/// counts where power sets the clock.
+/// warpgroups store and start anew, and all multiprocessors ask for their next chunks at once.
+/// sm90_halves loses less there, with tiles that are too large for few tokens.
 namespace bda::inline v0::cuda {
 
 struct Sm90StreamParams {
-  CUtensorMap x;    // [tokens, kv_dim], boxes of a tile's rows x 64 channels, 128-byte swizzle
-  CUtensorMap out;  // [heads, width / 64, tokens, 64], boxes of 16 or of a tile's rows
+  CUtensorMap x;             // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
+  CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
   int tokens;
+  int last_row;       // the most that a tile begins with: `last_row_of`
   int width_blocks;   // of 64 channels: 1 or 2
   int chunks;         // of 64 rest channels
   int column_blocks;  // of 64 output columns
@@ -44,32 +42,30 @@ namespace sm90_stream {
 constexpr int kThreads = 384;
 constexpr std::uint32_t kBlockBytes = 8192;  // 64 columns x 64 channels of C
 
-template <int kTokens, int kColumns>
+constexpr std::uint32_t kRowsBytes = 128 * 128;   // 128 rows x 64 channels of x
+constexpr std::uint32_t kOutputBytes = 16 * 128;  // of a warp, 16 tokens x 64 columns
+
+template <int kColumns>
 struct Shared {
-  static constexpr bool kByColumns = kTokens > 128;  // what a warpgroup has 64 or twice 64 of
   static constexpr int kBlocks = kColumns / 64;
-  static constexpr std::uint32_t kRowsBytes = kTokens * 128;  // 64 channels of x, 64 columns of out
   static constexpr std::uint32_t kSlotBytes = kRowsBytes + kBlocks * kBlockBytes;
-  // Of a warp, 16 tokens x 64 columns, two or three at a time; of a warpgroup, all tokens x 64.
-  static constexpr int kOutputs = kByColumns ? 2 : kBlocks < 4 ? 8 * kBlocks : 16;
-  static constexpr std::uint32_t kOutputBytes = kByColumns ? kRowsBytes : 2048;
-  static constexpr int kSlots = (226 * 1024 - kOutputs * kOutputBytes) / kSlotBytes;
+  static constexpr int kSlots = (226 * 1024 - 8 * kBlocks * kOutputBytes) / kSlotBytes;
   static_assert(kBlocks * kBlockBytes >= kRowsBytes, "a slot must hold the basis of width 128");
   alignas(1024) std::uint8_t ring[kSlots][kSlotBytes];  // x, then C; or the basis, 64 channels each
-  std::uint8_t output[kOutputs][kOutputBytes];
+  std::uint8_t output[8][kBlocks][kOutputBytes];
   RingBarriers<kSlots> barriers;
 };
 
 }  // namespace sm90_stream
 
-template <class T, int kTokens, int kColumns>
+template <class T, int kColumns>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     sm90_stream_kernel(const __grid_constant__ Sm90StreamParams p) {
 #if BDA_SM90A_CODE
   using namespace sm90_stream;
-  using Layout = Shared<kTokens, kColumns>;
+  using Layout = Shared<kColumns>;
   constexpr int kSlots = Layout::kSlots, kBlocks = Layout::kBlocks;
-  constexpr std::uint32_t kSlotBytes = Layout::kSlotBytes, kRowsBytes = Layout::kRowsBytes;
+  constexpr std::uint32_t kSlotBytes = Layout::kSlotBytes;
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   Layout& shared = *reinterpret_cast<Layout*>(shared_bytes);
   const std::uint32_t ring = ptx::shared_address(shared.ring);
@@ -82,7 +78,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const auto first_block_of = [&](int tile) { return p.column_tiles.remainder(tile) * kBlocks; };
   // The last rows of tiles overlap those before: boxes beyond the last token would take longer.
   const auto row_of = [&](int tile) {
-    return min(p.column_tiles.quotient(tile) * kTokens, max(p.tokens - kTokens, 0));
+    return min(p.column_tiles.quotient(tile) * 128, p.last_row);
   };
 
   if (turn < 4) {
@@ -177,16 +173,63 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     const auto release = [&](int slot) {
       if (leads) ptx::mbarrier_arrive(empty + 8 * slot);
     };
-    // All products of a tile. The first chunk stands before the loop: within it the compiler must
-    // see only wgmma touch the accumulators, or it serialises them. The basis is released only once
-    // these products are issued: they take its values, so that no ldmatrix can still be on its way.
-    const auto multiply_all = [&](const auto& multiply_chunk) {
+    for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+      const int first_block = first_block_of(tile);
+      ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
+      const std::uint32_t basis_slot = ring + at.slot * kSlotBytes;
+      const int row = row_of(tile) + group * 64 + warp * 16;
+      const int blocks = min(kBlocks, p.column_blocks - first_block);
+      // Fragment addresses: row l % 16 of the warp's 16, 16-byte piece 2 j + l / 16 under the
+      // swizzle; the 16 columns j of a block of 64 are reached by XOR with 32 j.
+      const std::uint32_t fragment = (lane & 15) * 128 + (((lane >> 4) ^ (lane & 7)) << 4);
+      float c[kColumns / 2];
+      // Every second block of columns starts from the same 64 basis channels.
+#pragma unroll
+      for (int second = 0; second < 2; ++second) {
+        const int within = (first_block + second) & (p.width_blocks - 1);
+        const std::uint32_t rows =
+            basis_slot + within * kRowsBytes + (group * 4 + warp) * 2048 + fragment;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          std::uint32_t basis[4];
+          ptx::load_matrices(basis, rows ^ (j << 5));
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float2 v = ptx::unpack_pair<T>(basis[e]);
+#pragma unroll
+            for (int i = second; i < kBlocks; i += 2) {
+              c[32 * i + 8 * j + 2 * e] = v.x;
+              c[32 * i + 8 * j + 2 * e + 1] = v.y;
+            }
+          }
+        }
+      }
+      if (p.bias != nullptr) {
+#pragma unroll
+        for (int j = 0; j < kColumns / 8; ++j) {
+          const int column = first_block * 64 + 8 * j + 2 * (lane & 3);
+          if (j / 8 >= blocks) break;
+          const float2 v = ptx::unpack_pair<T>(__ldg(
+              reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(p.bias) + column)));
+          c[4 * j] += v.x;
+          c[4 * j + 1] += v.y;
+          c[4 * j + 2] += v.x;
+          c[4 * j + 3] += v.y;
+        }
+      }
       const auto multiply = [&] {
         ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
         ptx::wgmma_fence();
-        multiply_chunk(ring + at.slot * kSlotBytes);
+        const std::uint32_t slot = ring + at.slot * kSlotBytes;
+        const std::uint64_t x = ptx::matrix_descriptor(slot + group * 8192);
+        const std::uint64_t b = ptx::matrix_descriptor(slot + kRowsBytes);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) ptx::wgmma<T, kColumns>(c, x + 2 * k, b + 2 * k, 1);
         ptx::wgmma_commit();
       };
+      // The first chunk stands before the loop: within it the compiler must see only wgmma touch
+      // the accumulators, or it serialises them. The basis is released only once these products are
+      // issued: they take its values, so that no ldmatrix can still be on its way.
       int before = at.slot;  // the slot last read from, not yet released
       at.advance();
       multiply();
@@ -202,171 +245,32 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       }
       ptx::wgmma_wait<0>();
       release(before);
-    };
-
-    for (int tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-      const int first_block = first_block_of(tile);
-      ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
-      const std::uint32_t basis_slot = ring + at.slot * kSlotBytes;
-      if constexpr (!Layout::kByColumns) {
-        // ---------------------------------------------------------------- 64 tokens, all columns
-        constexpr int kBuffers = Layout::kOutputs / 8;
-        const int row = row_of(tile) + group * 64 + warp * 16;
-        const int blocks = min(kBlocks, p.column_blocks - first_block);
-        // Fragment addresses: row l % 16 of the warp's 16, 16-byte piece 2 j + l / 16 under the
-        // swizzle; the 16 columns j of a block of 64 are reached by XOR with 32 j.
-        const std::uint32_t fragment = (lane & 15) * 128 + (((lane >> 4) ^ (lane & 7)) << 4);
-        float c[kColumns / 2];
-        // Every second block of columns starts from the same 64 basis channels.
+      ptx::delivered(c);
+      const auto buffer = [&](int i) {
+        return ptx::shared_address(shared.output[group * 4 + warp][i]);
+      };
+      if (leads) ptx::bulk_wait_read<0>();  // what was in the buffers has left
+      __syncwarp();
 #pragma unroll
-        for (int second = 0; second < 2; ++second) {
-          const int within = (first_block + second) & (p.width_blocks - 1);
-          const std::uint32_t rows =
-              basis_slot + within * kRowsBytes + (group * 4 + warp) * 2048 + fragment;
+      for (int i = 0; i < kBlocks; ++i)
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            std::uint32_t basis[4];
-            ptx::load_matrices(basis, rows ^ (j << 5));
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-              const float2 v = ptx::unpack_pair<T>(basis[e]);
-#pragma unroll
-              for (int i = second; i < kBlocks; i += 2) {
-                c[32 * i + 8 * j + 2 * e] = v.x;
-                c[32 * i + 8 * j + 2 * e + 1] = v.y;
-              }
-            }
-          }
+        for (int j = 0; j < 4; ++j) {
+          const float* v = &c[32 * i + 8 * j];
+          ptx::store_matrices((buffer(i) + fragment) ^ (j << 5), ptx::pack_pair<T>(v[0], v[1]),
+                              ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
+                              ptx::pack_pair<T>(v[6], v[7]));
         }
-        if (p.bias != nullptr) {
+      ptx::fence_proxy_async();
+      __syncwarp();
+      if (leads && row < p.tokens) {
 #pragma unroll
-          for (int j = 0; j < kColumns / 8; ++j) {
-            const int column = first_block * 64 + 8 * j + 2 * (lane & 3);
-            if (j / 8 >= blocks) break;
-            const float2 v = ptx::unpack_pair<T>(__ldg(
-                reinterpret_cast<const std::uint32_t*>(static_cast<const T*>(p.bias) + column)));
-            c[4 * j] += v.x;
-            c[4 * j + 1] += v.y;
-            c[4 * j + 2] += v.x;
-            c[4 * j + 3] += v.y;
-          }
+        for (int i = 0; i < kBlocks; ++i) {
+          const int block = first_block + i;
+          if (i < blocks)
+            ptx::tensor_store(p.out, buffer(i), 0, row, block & (p.width_blocks - 1),
+                              block >> (p.width_blocks - 1), policy);
         }
-        multiply_all([&](std::uint32_t slot) {
-          const std::uint64_t x = ptx::matrix_descriptor(slot + group * 8192);
-          const std::uint64_t b = ptx::matrix_descriptor(slot + kRowsBytes);
-#pragma unroll
-          for (int k = 0; k < 4; ++k) ptx::wgmma<T, kColumns>(c, x + 2 * k, b + 2 * k, 1);
-        });
-        ptx::delivered(c);
-#pragma unroll
-        for (int begin = 0; begin < kBlocks; begin += kBuffers) {
-          if (begin >= blocks) break;
-          const auto buffer = [&](int i) {
-            return ptx::shared_address(shared.output[(group * 4 + warp) * kBuffers + i - begin]);
-          };
-          if (leads) ptx::bulk_wait_read<0>();  // what was in the buffers has left
-          __syncwarp();
-#pragma unroll
-          for (int i = begin; i < begin + kBuffers; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              const float* v = &c[32 * i + 8 * j];
-              ptx::store_matrices((buffer(i) + fragment) ^ (j << 5), ptx::pack_pair<T>(v[0], v[1]),
-                                  ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                                  ptx::pack_pair<T>(v[6], v[7]));
-            }
-          ptx::fence_proxy_async();
-          __syncwarp();
-          if (leads && row < p.tokens) {
-#pragma unroll
-            for (int i = begin; i < begin + kBuffers; ++i) {
-              const int block = first_block + i;
-              if (i < blocks)
-                ptx::tensor_store(p.out, buffer(i), 0, row, block & (p.width_blocks - 1),
-                                  block >> (p.width_blocks - 1), policy);
-            }
-            ptx::bulk_commit();
-          }
-        }
-      } else {
-        // ---------------------------------------------------------------- all tokens, 2 x 64 each
-
-        // Blocks `group` and `group` + 2: of the same parity, they start from the same basis
-        // channels. Rows of the accumulators are columns of the output, so that fragments of the
-        // basis and of the output are transposed: row l % 8 of tokens 8 (l / 16), 16-byte piece
-        // 2 warp + l / 8 % 2 under the swizzle; the next 16 tokens are 2048 bytes on.
-        static_assert(!Layout::kByColumns || kBlocks == 4);
-        const int block = first_block + group;
-        const std::uint32_t fragment = ((lane >> 4) * 8 + (lane & 7)) * 128 +
-                                       (((2 * warp + ((lane >> 3) & 1)) ^ (lane & 7)) << 4);
-        float c[2][kTokens / 2];
-        const std::uint32_t rows =
-            basis_slot + (block & (p.width_blocks - 1)) * kRowsBytes + fragment;
-#pragma unroll
-        for (int q = 0; q < kTokens / 16; ++q) {
-          std::uint32_t basis[4];
-          ptx::load_matrices_transposed(basis, rows + q * 2048);
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const float2 v = ptx::unpack_pair<T>(basis[e]);
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-              c[m][8 * q + 2 * e] = v.x;
-              c[m][8 * q + 2 * e + 1] = v.y;
-            }
-          }
-        }
-        if (p.bias != nullptr) {
-#pragma unroll
-          for (int m = 0; m < 2; ++m) {
-            if (block + 2 * m >= p.column_blocks) break;
-            const T* bias =
-                static_cast<const T*>(p.bias) + (block + 2 * m) * 64 + warp * 16 + (lane >> 2);
-            const float low = static_cast<float>(bias[0]), high = static_cast<float>(bias[8]);
-#pragma unroll
-            for (int j = 0; j < kTokens / 2; ++j) c[m][j] += (j & 2) == 0 ? low : high;
-          }
-        }
-        multiply_all([&](std::uint32_t slot) {
-          const std::uint64_t x = ptx::matrix_descriptor(slot);
-          const std::uint64_t a = ptx::matrix_descriptor(slot + kRowsBytes + group * kBlockBytes);
-#pragma unroll
-          for (int k = 0; k < 4; ++k)
-#pragma unroll
-            for (int m = 0; m < 2; ++m)
-              ptx::wgmma<T, kTokens>(c[m], a + m * (2 * kBlockBytes / 16) + 2 * k, x + 2 * k, 1);
-        });
-        ptx::delivered(c[0]);
-        ptx::delivered(c[1]);
-        const auto synchronise = [&] {  // the warpgroup
-          if (group == 0)
-            ptx::barrier_sync<1>(128);
-          else
-            ptx::barrier_sync<2>(128);
-        };
-        const std::uint32_t buffer = ptx::shared_address(shared.output[group]);
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          if (block + 2 * m >= p.column_blocks) break;
-          if (warp == 0 && leads) ptx::bulk_wait_read<0>();  // what was in the buffer has left
-          synchronise();
-#pragma unroll
-          for (int q = 0; q < kTokens / 16; ++q) {
-            const float* v = &c[m][8 * q];
-            ptx::store_matrices_transposed(
-                buffer + fragment + q * 2048, ptx::pack_pair<T>(v[0], v[1]),
-                ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                ptx::pack_pair<T>(v[6], v[7]));
-          }
-          ptx::fence_proxy_async();
-          synchronise();
-          if (warp == 0 && leads) {
-            ptx::tensor_store(p.out, buffer, 0, row_of(tile),
-                              (block + 2 * m) & (p.width_blocks - 1),
-                              (block + 2 * m) >> (p.width_blocks - 1), policy);
-            ptx::bulk_commit();
-          }
-        }
+        ptx::bulk_commit();
       }
     }
     if (leads) ptx::bulk_wait_read<0>();

@@ -13,6 +13,7 @@
 #include "bda/cuda/projection/kernel_simt.cuh"
 #include "bda/cuda/projection/kernel_sm80.cuh"
 #include "bda/cuda/projection/kernel_sm80_resident.cuh"
+#include "bda/cuda/projection/kernel_sm90_halves.cuh"
 #include "bda/cuda/projection/kernel_sm90_resident.cuh"
 #include "bda/cuda/projection/kernel_sm90_small.cuh"
 #include "bda/cuda/projection/kernel_sm90_stream.cuh"
@@ -77,38 +78,32 @@ inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
 /// there), because the copy engine is slow over boxes that reach beyond the last token.
 inline int last_row_of(int tokens) { return std::max(tokens - 128, 0); }
 
-/// Deals `units` out to the CTAs of sm90_resident, and returns how many those are: ranges of one
-/// length. Where that would be a number of whole row blocks, all CTAs would want their next rows of
-/// x at the same moment: then every multiprocessor gets a range, and these differ by one unit.
-inline std::int64_t deal_out(std::int64_t units, const DeviceInfo& device, Sm90ResidentParams& p) {
-  const std::int64_t ctas = std::max(device.multiprocessors, 1), length = ceil_div(units, ctas);
-  const std::int64_t heads = p.block_heads.value();
-  const bool even = length % heads == 0 && units / ctas >= heads;
-  p.units = static_cast<int>(units);
-  p.units_per_cta = Divisor(static_cast<int>(even ? units / ctas : length));
-  p.longer_ctas = static_cast<int>(even ? units % ctas : 0);
-  return even ? ctas : ceil_div(units, length);
-}
-
 template <class T>
-Status run_resident(const ProjectionArguments<T>& a, const ProjectionConfig&,
-                    const DeviceInfo& device, cudaStream_t stream) {
+Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
+                    cudaStream_t stream) {
   Sm90ResidentParams p{};
   if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 2, p.sides[0].out); !s.ok()) return s;
-  const std::int64_t units = ceil_div(a.x.extent(0), 128) * a.packing.heads;
+  if (Status s = encode_out_map(a, 2, p.out); !s.ok()) return s;
+  const std::int64_t heads = a.packing.heads, units = ceil_div(a.x.extent(0), 128) * heads;
   if (units > 0x7fffffff / 2)
     return Status::invalid("tokens / 128 * heads", "at most", 0x7fffffff / 2, units);
-  p.sides[0].coefficients = a.coefficients;
-  p.sides[0].bias = a.bias;
-  p.sides[0].basis_begin = static_cast<int>(a.basis_begin);
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.basis_begin = static_cast<int>(a.basis_begin);
   p.tokens = static_cast<int>(a.x.extent(0));
   p.last_row = last_row_of(p.tokens);
-  p.heads = static_cast<int>(a.packing.heads);
-  p.block_heads = Divisor(p.heads);
-  const std::int64_t ctas = deal_out(units, device, p);
+  p.heads = Divisor(static_cast<int>(heads));
+  p.units = static_cast<int>(units);
+  // Ranges of one length where these divide the row blocks, so that no CTA has rows of two: then
+  // all read the same parts of C at the same time. Else as even as can be: CTAs that change their
+  // rows at different times do not all want x at once.
+  const std::int64_t most = std::max(device.multiprocessors, 1), length = ceil_div(units, most);
+  const bool aligned = heads % length == 0;
+  const std::int64_t ctas = aligned ? ceil_div(units, length) : std::min(units, most);
+  p.units_per_cta = static_cast<int>(aligned ? length : units / ctas);
+  p.longer_ctas = static_cast<int>(aligned ? 0 : units % ctas);
   const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,
-                          sizeof(sm90_resident::Shared<ResidentOutput::kPlain>)};
+                          sizeof(sm90_resident::Shared)};
   const auto kernel =
       a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
@@ -125,23 +120,35 @@ void set_blocks(const ProjectionArguments<T>& a, Params& p) {
   p.basis_begin = static_cast<int>(a.basis_begin);
 }
 
-template <class T, int kTokens, int kColumns>
-Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
-  using Layout = sm90_stream::Shared<kTokens, kColumns>;
+/// The persistent kernels with tiles of 128 tokens x `kColumns` columns.
+template <class T, int kColumns>
+Status run_stream(const ProjectionArguments<T>& a, void (*kernel)(Sm90StreamParams),
+                  std::size_t shared_bytes, const DeviceInfo& device, cudaStream_t stream) {
   Sm90StreamParams p{};
   set_blocks(a, p);
-  if (Status s = encode_rows_map<T>(a.x, kTokens, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, 1, p.out, Layout::kByColumns ? kTokens : 16); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
   p.tokens = static_cast<int>(a.x.extent(0));
+  p.last_row = last_row_of(p.tokens);
   p.column_tiles = Divisor(static_cast<int>(ceil_div(p.column_blocks, kColumns / 64)));
-  const std::int64_t tiles = ceil_div(a.x.extent(0), kTokens) * p.column_tiles.value();
+  const std::int64_t tiles = ceil_div(a.x.extent(0), 128) * p.column_tiles.value();
   if (tiles > 0x7fffffff / 2)
     return Status::invalid("tiles of out", "at most", 0x7fffffff / 2, tiles);
   p.tiles = static_cast<int>(tiles);
   const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))),
-                          sm90_stream::kThreads, sizeof(Layout)};
-  return launch("sm90_stream launch", sm90_stream_kernel<T, kTokens, kColumns>, shape,
+                          sm90_stream::kThreads, shared_bytes};
+  return launch(kColumns == 256 ? "sm90_halves launch" : "sm90_stream launch", kernel, shape,
                 a.dependent_launch, stream, p);
+}
+
+template <class T>
+Status run_halves(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  const bool odd = a.packing.channel_blocks() % 2 == 1;
+  const auto kernel =
+      a.packing.width == 64
+          ? (odd ? sm90_halves_kernel<T, 1, true> : sm90_halves_kernel<T, 1, false>)
+          : (odd ? sm90_halves_kernel<T, 2, true> : sm90_halves_kernel<T, 2, false>);
+  return run_stream<T, 256>(a, kernel, sizeof(sm90_halves::Shared), device, stream);
 }
 
 template <class T, int kTokens>
@@ -354,14 +361,15 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
   } else {
     switch (config.kernel) {
       case ProjectionKernel::kSm90Resident:
-        return detail::run_resident(args, config, device, stream);
+        return detail::run_resident(args, device, stream);
       case ProjectionKernel::kSm90Stream:
-        if (config.tile_tokens == 192) return detail::run_stream<T, 192, 256>(args, device, stream);
         if (config.tile_columns == 128)
-          return detail::run_stream<T, 128, 128>(args, device, stream);
-        if (config.tile_columns == 192)
-          return detail::run_stream<T, 128, 192>(args, device, stream);
-        return detail::run_stream<T, 128, 256>(args, device, stream);
+          return detail::run_stream<T, 128>(args, sm90_stream_kernel<T, 128>,
+                                            sizeof(sm90_stream::Shared<128>), device, stream);
+        return detail::run_stream<T, 192>(args, sm90_stream_kernel<T, 192>,
+                                          sizeof(sm90_stream::Shared<192>), device, stream);
+      case ProjectionKernel::kSm90Halves:
+        return detail::run_halves(args, device, stream);
       case ProjectionKernel::kSm90Turns:
         if (config.tile_tokens == 128) return detail::run_turns<T, 128>(args, device, stream);
         return detail::run_turns<T, 256>(args, device, stream);
