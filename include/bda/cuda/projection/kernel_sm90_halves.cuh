@@ -274,6 +274,11 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     // Two chunks of the first half, while the second half of the tile before is stored; then of the
     // second one.
     const auto begin_tile = [&](bool is_first) {
+      if (is_first) {
+        start(second_half, block + 2, 0);
+        start(second_half, block + 2, 1);
+        release_basis();
+      }
       multiply_new(first_half, x[0]);
       if (!is_first) {
         wait_and_release();
@@ -281,11 +286,15 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         ptx::delivered(second_half);
       }
       multiply_new(first_half, x[1]);
-      if (!is_first) store(second_half, row_before, block_before + 2);
-      start(second_half, block + 2, 0);
+      if (!is_first) {
+        store(second_half, row_before, block_before + 2);
+        start(second_half, block + 2, 0);
+      }
       wait_and_release();
-      start(second_half, block + 2, 1);
-      release_basis();
+      if (!is_first) {
+        start(second_half, block + 2, 1);
+        release_basis();
+      }
       multiply(second_half, x[0]);
       wait_and_release();
       multiply(second_half, x[1]);

@@ -13,7 +13,7 @@
 ///
 /// One persistent CTA per multiprocessor. Its work is a range of units, a unit being one head for a
 /// block of 128 tokens: 128 x 128 of the output. Roles:
-///   producers, two threads (four for the opening): one fills a ring with C in chunks of 128
+///   producers, two threads (three for the opening): one fills a ring with C in chunks of 128
 ///     columns x 64 channels, and with the chunks of x that the consumers keep in registers; the
 ///     other brings the basis channels of a row block and its first chunk of x into shared memory,
 ///     as soon as those of the row block before have made way;
@@ -111,42 +111,27 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     };
 
     // The ring is filled in this order: where rows are new, C and x by turns (C0 x1 C1 .. x5 C5),
-    // else C. The first round of slots needs no waiting, and four threads fill it, because one
-    // takes longer to issue the copies than the first of them takes to arrive: one C, which does
-    // not depend on the kernel before, the others x. Each of them makes the barriers of what it
-    // asks for, and waits for no other warp.
+    // else C. Of the first rows only C0, which does not depend on the kernel before, leaves ahead
+    // of x: what L2 holds queues behind what it has to ask memory for.
     int row_block = p.heads.quotient(first), head = first - row_block * p.heads.value();
     if (leads) {
-      if (turn == 3) {
-        ptx::mbarrier_init(basis_full, 1);
-        ptx::mbarrier_init(basis_empty, 8);  // one arrival per consumer warp
+      if (turn == 0) {
+        shared.barriers.init(8);  // one arrival per consumer warp
+        ptx::fence_mbarrier_init();
+        fetch_coefficients(0, coefficients_of(head));
+      } else if (turn == 1) {
         ptx::mbarrier_init(rows_full, 1);
         ptx::mbarrier_init(rows_empty, 8);
-      } else {
-#pragma unroll 1
-        for (int slot = turn == 0 ? 0 : 2 * turn - 1; slot < kSlots; slot += turn == 0 ? 2 : 4) {
-          ptx::mbarrier_init(full + 8 * slot, 1);
-          ptx::mbarrier_init(empty + 8 * slot, 8);
-        }
-      }
-      ptx::fence_mbarrier_init();
-      if (turn == 0) {
-        const std::uint8_t* source = coefficients_of(head);
-#pragma unroll 1
-        for (int slot = 0; slot < kSlots; slot += 2, source += kBlockBytes)
-          fetch_coefficients(slot, source);
-      } else {
-        const int row = row_of(row_block);
+        ptx::fence_mbarrier_init();
         ptx::wait_for_previous_kernel();
-        if (turn == 3) {
-          fetch_x(rows, rows_full, 0, row);
-          fetch_basis(row);
-          ptx::prefetch_tensor_map(p.out);
-        } else {
-#pragma unroll 1
-          for (int slot = 2 * turn - 1; slot < kSlots; slot += 4)
-            fetch_x(ring + slot * kChunkBytes, full + 8 * slot, (slot + 1) / 2, row);
-        }
+        fetch_x(rows, rows_full, 0, row_of(row_block));
+      } else if (turn == 2) {
+        ptx::mbarrier_init(basis_full, 1);
+        ptx::mbarrier_init(basis_empty, 8);
+        ptx::fence_mbarrier_init();
+        ptx::wait_for_previous_kernel();
+        fetch_basis(row_of(row_block));
+        ptx::prefetch_tensor_map(p.out);
       }
     }
     __syncwarp();
@@ -168,7 +153,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       }
       return;
     }
-    RingPosition<kSlots> at{0, 1};
+    RingPosition<kSlots> at{1, 0};
     bool rows_are_new = true;
     for (int unit = first; unit < last; ++unit) {
       const std::uint8_t* source = coefficients_of(head);
@@ -180,15 +165,12 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       };
       if (rows_are_new) {
         const int row = row_of(row_block);
-        int chunk = 1;
-        if (unit > first) {
+        if (unit > first)
           fetch_next();
-        } else {  // what the opening left
-          chunk = (kSlots + 1) / 2;
-          source += chunk * kBlockBytes;
-        }
+        else
+          source += kBlockBytes;
 #pragma unroll 1
-        for (; chunk < kChunks; ++chunk) {
+        for (int chunk = 1; chunk < kChunks; ++chunk) {
           ptx::mbarrier_wait(empty + 8 * at.slot, at.parity ^ 1);
           fetch_x(ring + at.slot * kChunkBytes, full + 8 * at.slot, chunk, row);
           at.advance();
