@@ -32,14 +32,16 @@ std::string describe(const ProjectionConfig& c) {
          std::to_string(c.tile_columns) + "_k" + std::to_string(c.splits);
 }
 
-/// Every configuration that can compute it.
+/// Every configuration that can compute it, of those that --configs asks for.
 template <class T>
 std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
                                           const DeviceInfo& device) {
   std::vector<ProjectionConfig> configs;
   const auto add = [&](ProjectionKernel kernel, int tokens, int columns, int splits) {
     const ProjectionConfig c{kernel, tokens, columns, splits, "benchmark"};
-    if (validate(c, args.shape(), device).ok()) configs.push_back(c);
+    if (describe(c).find(settings.configs) != std::string::npos &&
+        validate(c, args.shape(), device).ok())
+      configs.push_back(c);
   };
   add(ProjectionKernel::kSm80, 128, 128, 1);
   add(ProjectionKernel::kSm80Resident, 128, 128, 1);

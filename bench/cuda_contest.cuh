@@ -39,12 +39,13 @@ constexpr std::int64_t kRotatedBytes = std::int64_t{100} << 20;  // twice the L2
 constexpr int kGraphLaunches = 24;
 
 /// Flags besides Google Benchmark's: --rounds=, --graph_tokens=, --warm_us=, --sample_us=,
-/// --all_configs.
+/// --all_configs, --configs=.
 struct Settings {
   int rounds = 9;
   int graph_tokens = 512;  // up to here launches are timed in graphs: a stream waits for the host
   double warm_us = 15000, sample_us = 10000;  // untimed before a sample, of a sample
   bool all_configs = false;  // every configuration that fits, not only the chosen one
+  std::string configs = {};  // of these, those that have this in their name
 };
 inline Settings settings;
 
@@ -350,12 +351,15 @@ int run_benchmarks(int argc, char** argv, const AddBenchmarks& add_benchmarks) {
     return true;
   };
   for (int i = 0; i < argc; ++i) {
-    if (std::strcmp(argv[i], "--all_configs") == 0)
+    if (std::strcmp(argv[i], "--all_configs") == 0) {
       settings.all_configs = true;
-    else if (!read(argv[i], "--rounds=", settings.rounds) &&
-             !read(argv[i], "--graph_tokens=", settings.graph_tokens) &&
-             !read(argv[i], "--warm_us=", settings.warm_us) &&
-             !read(argv[i], "--sample_us=", settings.sample_us))
+    } else if (std::strncmp(argv[i], "--configs=", 10) == 0) {
+      settings.all_configs = true;
+      settings.configs = argv[i] + 10;
+    } else if (!read(argv[i], "--rounds=", settings.rounds) &&
+               !read(argv[i], "--graph_tokens=", settings.graph_tokens) &&
+               !read(argv[i], "--warm_us=", settings.warm_us) &&
+               !read(argv[i], "--sample_us=", settings.sample_us))
       rest.push_back(argv[i]);
   }
   int count = static_cast<int>(rest.size());
