@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "bda/cuda/absorbed/config.hpp"
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -183,9 +184,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
 #pragma unroll
   for (int pair = 0; pair < kTokens / 16; ++pair) {
     const float* v = &c[8 * pair];
-    ptx::store_matrices_transposed(fragment(output, pair), ptx::pack_pair<T>(v[0], v[1]),
-                                   ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                                   ptx::pack_pair<T>(v[6], v[7]));
+    store_rounded_transposed<T>(fragment(output, pair), v);
   }
   ptx::fence_proxy_async();
   if (group == 0)

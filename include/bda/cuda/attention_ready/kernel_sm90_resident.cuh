@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "bda/cuda/kv_layout/destination.cuh"
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
@@ -426,12 +427,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int j = 2 * piece + i;
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float2 v = ptx::unpack_pair<T>(basis[i][e]);
-          c[8 * j + 2 * e] = v.x;
-          c[8 * j + 2 * e + 1] = v.y;
-        }
+        unpack_fragment<T>(basis[i], &c[8 * j]);
       }
     };
 
@@ -464,9 +460,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           sm90_ready::store_e4m3(ptx::shared_address(shared.output[warp]), lane, j, v,
                                  inverse_scale);
         } else {
-          ptx::store_matrices((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048,
-                              ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
-                              ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
+          store_rounded<T>((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048, v);
         }
       }
     };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 
 #include "bda/core/dtype.hpp"
 #include "bda/core/status.hpp"
@@ -40,8 +41,7 @@ enum class ProjectionKernel {
   kSm90Turns,   // sm_90a, up to 384 rest channels, one wave: x stays, two blocks of columns in turn
   kSm90Wave,    // sm_90a, one wave of tiles of 256 tokens: C as fast as memory gives it
   kSm90Stream,  // sm_90a, any depth: x and C stream through one ring
-  kSm90Halves,  // sm_90a, from 320 rest channels: one half of a tile is stored beside the other's
-                // end
+  kSm90Halves,  // sm_90a, from 320 rest channels: the halves of a tile end at different times
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
 };
 
@@ -268,14 +268,16 @@ inline double stream_cycles(const ProjectionShape& s, const DeviceInfo& device,
 
 inline ProjectionConfig pick_stream(const ProjectionShape& s, const DeviceInfo& device) {
   ProjectionConfig best;
-  double least = 0;
+  double least = std::numeric_limits<double>::infinity();
   for (const StreamTile& tile : kStreamTiles) {
-    const ProjectionConfig config{tile.kernel, 128, tile.columns, 1,
-                                  "x and C stream; the tile that fills the last round best"};
+    const ProjectionConfig config{
+        tile.kernel, 128, tile.columns, 1,
+        "x and C stream; the tile that fills the device's last round best"};
     const double cycles = stream_cycles(s, device, tile);
-    if ((least > 0 && cycles >= least) || !validate(config, s, device).ok()) continue;
-    best = config;
-    least = cycles;
+    if (cycles < least && validate(config, s, device).ok()) {
+      best = config;
+      least = cycles;
+    }
   }
   return best;
 }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/projection/kernel_sm90_stream.cuh"
 
 /// From 320 rest channels on sm_90a: x and C stream, tiles of 128 tokens x 256 columns in two
@@ -218,12 +219,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       for (int j = 0; j < 4; ++j) {
         std::uint32_t basis[4];
         ptx::load_matrices(basis, from ^ (j << 5));
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float2 v = ptx::unpack_pair<T>(basis[e]);
-          c[32 * i + 8 * j + 2 * e] = v.x;
-          c[32 * i + 8 * j + 2 * e + 1] = v.y;
-        }
+        unpack_fragment<T>(basis, &c[32 * i + 8 * j]);
       }
       if (p.bias != nullptr && block + i < p.column_blocks) {
 #pragma unroll
@@ -244,9 +240,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float* v = &c[8 * j];
-        ptx::store_matrices((output ^ ((j % 4) << 5)) + j / 4 * 2048, ptx::pack_pair<T>(v[0], v[1]),
-                            ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                            ptx::pack_pair<T>(v[6], v[7]));
+        store_rounded<T>((output ^ ((j % 4) << 5)) + j / 4 * 2048, v);
       }
       ptx::fence_proxy_async();
       __syncwarp();

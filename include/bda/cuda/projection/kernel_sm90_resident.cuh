@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
@@ -307,9 +308,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       for (int i = 0; i < 2; ++i) {
         const int j = 2 * piece + i;
         const float* v = &c[8 * j];
-        ptx::store_matrices((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048,
-                            ptx::pack_pair<T>(v[0], v[1]), ptx::pack_pair<T>(v[2], v[3]),
-                            ptx::pack_pair<T>(v[4], v[5]), ptx::pack_pair<T>(v[6], v[7]));
+        store_rounded<T>((output_row ^ ((j & 3) << 5)) + (j >> 2) * 2048, v);
       }
     };
     const auto end_store = [&] {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/projection/config.hpp"
@@ -263,9 +264,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
   for (int pair = 0; pair < kTokens / 16; ++pair) {
     if (kSplit && p.splits.remainder(pair) != rank) continue;
     const float* v = &c[8 * pair];
-    ptx::store_matrices_transposed(fragment(basis, pair), ptx::pack_pair<T>(v[0], v[1]),
-                                   ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                                   ptx::pack_pair<T>(v[6], v[7]));
+    store_rounded_transposed<T>(fragment(basis, pair), v);
   }
   ptx::fence_proxy_async();
   if (group == 0)

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
@@ -22,6 +23,7 @@
 /// sm90_halves loses less there, with tiles that are too large for few tokens.
 namespace bda::inline v0::cuda {
 
+/// Of sm90_halves too.
 struct Sm90StreamParams {
   CUtensorMap x;             // [tokens, kv_dim], boxes of 128 rows x 64 channels, 128-byte swizzle
   CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows
@@ -256,9 +258,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const float* v = &c[32 * i + 8 * j];
-          ptx::store_matrices((buffer(i) + fragment) ^ (j << 5), ptx::pack_pair<T>(v[0], v[1]),
-                              ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                              ptx::pack_pair<T>(v[6], v[7]));
+          store_rounded<T>((buffer(i) + fragment) ^ (j << 5), v);
         }
       ptx::fence_proxy_async();
       __syncwarp();

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -193,12 +194,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
     std::uint32_t basis[4];
     ptx::load_matrices_transposed(basis, row_slot(basis_item, part) + fragment + q * 2048);
     loaded ^= basis[0];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float2 v = ptx::unpack_pair<T>(basis[e]);
-      c[8 * q + 2 * e] = v.x;
-      c[8 * q + 2 * e + 1] = v.y;
-    }
+    unpack_fragment<T>(basis, &c[8 * q]);
   }
   // An arrival can overtake ldmatrix: its address takes a part, which is zero, of every result.
   loaded &= static_cast<std::uint32_t>(p.tokens) >> 31;
@@ -258,9 +254,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
 #pragma unroll
   for (int q = 0; q < 8; ++q) {
     const float* v = &c[8 * q];
-    ptx::store_matrices_transposed(buffer + fragment + q * 2048, ptx::pack_pair<T>(v[0], v[1]),
-                                   ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                                   ptx::pack_pair<T>(v[6], v[7]));
+    store_rounded_transposed<T>(buffer + fragment + q * 2048, v);
   }
   ptx::fence_proxy_async();
   ptx::barrier_sync(alone, 128);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -256,9 +257,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float* v = &c[m][32 * i + 8 * j];
-        ptx::store_matrices((tile + i * 2048 + fragment) ^ (j << 5), ptx::pack_pair<T>(v[0], v[1]),
-                            ptx::pack_pair<T>(v[2], v[3]), ptx::pack_pair<T>(v[4], v[5]),
-                            ptx::pack_pair<T>(v[6], v[7]));
+        store_rounded<T>((tile + i * 2048 + fragment) ^ (j << 5), v);
       }
     ptx::fence_proxy_async();
     __syncwarp();

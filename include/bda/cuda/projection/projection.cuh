@@ -122,8 +122,8 @@ void set_blocks(const ProjectionArguments<T>& a, Params& p) {
 
 /// The persistent kernels with tiles of 128 tokens x `kColumns` columns.
 template <class T, int kColumns>
-Status run_stream(const ProjectionArguments<T>& a, void (*kernel)(Sm90StreamParams),
-                  std::size_t shared_bytes, const DeviceInfo& device, cudaStream_t stream) {
+Status run_stream(const char* name, void (*kernel)(Sm90StreamParams), std::size_t shared_bytes,
+                  const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
   Sm90StreamParams p{};
   set_blocks(a, p);
   if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
@@ -137,8 +137,13 @@ Status run_stream(const ProjectionArguments<T>& a, void (*kernel)(Sm90StreamPara
   p.tiles = static_cast<int>(tiles);
   const LaunchShape shape{dim3(to_grid(std::min<std::int64_t>(tiles, device.multiprocessors))),
                           sm90_stream::kThreads, shared_bytes};
-  return launch(kColumns == 256 ? "sm90_halves launch" : "sm90_stream launch", kernel, shape,
-                a.dependent_launch, stream, p);
+  return launch(name, kernel, shape, a.dependent_launch, stream, p);
+}
+
+template <class T, int kColumns>
+Status run_stream(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  return run_stream<T, kColumns>("sm90_stream launch", sm90_stream_kernel<T, kColumns>,
+                                 sizeof(sm90_stream::Shared<kColumns>), a, device, stream);
 }
 
 template <class T>
@@ -148,7 +153,8 @@ Status run_halves(const ProjectionArguments<T>& a, const DeviceInfo& device, cud
       a.packing.width == 64
           ? (odd ? sm90_halves_kernel<T, 1, true> : sm90_halves_kernel<T, 1, false>)
           : (odd ? sm90_halves_kernel<T, 2, true> : sm90_halves_kernel<T, 2, false>);
-  return run_stream<T, 256>(a, kernel, sizeof(sm90_halves::Shared), device, stream);
+  return run_stream<T, 256>("sm90_halves launch", kernel, sizeof(sm90_halves::Shared), a, device,
+                            stream);
 }
 
 template <class T, int kTokens>
@@ -363,11 +369,8 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
       case ProjectionKernel::kSm90Resident:
         return detail::run_resident(args, device, stream);
       case ProjectionKernel::kSm90Stream:
-        if (config.tile_columns == 128)
-          return detail::run_stream<T, 128>(args, sm90_stream_kernel<T, 128>,
-                                            sizeof(sm90_stream::Shared<128>), device, stream);
-        return detail::run_stream<T, 192>(args, sm90_stream_kernel<T, 192>,
-                                          sizeof(sm90_stream::Shared<192>), device, stream);
+        if (config.tile_columns == 128) return detail::run_stream<T, 128>(args, device, stream);
+        return detail::run_stream<T, 192>(args, device, stream);
       case ProjectionKernel::kSm90Halves:
         return detail::run_halves(args, device, stream);
       case ProjectionKernel::kSm90Turns:
