@@ -88,8 +88,9 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     int tile_tokens, tile_columns;
   };
   for (const Case c :
-       {Case{16, 128, 16, 64}, Case{64, 64, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 64, 64},
-        Case{128, 64, 128, 64}, Case{256, 16, 128, 64}, Case{512, 16, 128, 64}}) {
+       {Case{16, 128, 16, 64}, Case{64, 64, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 32, 64},
+        Case{129, 16, 64, 64}, Case{128, 64, 128, 64}, Case{256, 16, 64, 64}, Case{257, 16, 96, 64},
+        Case{512, 16, 128, 64}, Case{768, 16, 96, 128}}) {
     INFO(c.tokens << " tokens, " << c.heads << " heads");
     const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
     CHECK(config.kernel == ProjectionKernel::kSm90Small);
@@ -145,27 +146,34 @@ TEST_CASE("sm90_turns and sm90_small spread their tokens evenly", "[cuda][config
 
 TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not fit sm90_turns",
           "[cuda][config]") {
-  for (std::int64_t tokens : {129, 200, 256})
-    for (std::int64_t heads : {67, 128, 132}) {
-      ProjectionShape s = deepseek(tokens, heads);
-      s.kv_dim = 1536;
-      CHECK(pick(s, kH100).kernel == ProjectionKernel::kSm90Wave);
-      s.tokens = 257;  // of 67 heads one round of tiles of 256 columns
-      CHECK(pick(s, kH100).kernel ==
-            (heads == 67 ? ProjectionKernel::kSm90Halves : ProjectionKernel::kSm90Stream));
-    }
+  const auto kernel = [](std::int64_t tokens, std::int64_t heads) {
+    ProjectionShape s = deepseek(tokens, heads);
+    s.kv_dim = 1536;
+    return pick(s, kH100).kernel;
+  };
+  for (std::int64_t heads : {67, 128, 132}) {
+    for (std::int64_t tokens : {161, 200, 256})
+      CHECK(kernel(tokens, heads) == ProjectionKernel::kSm90Wave);
+    CHECK(kernel(160, heads) == ProjectionKernel::kSm90Small);  // tiles of 160
+    CHECK(kernel(257, heads) != ProjectionKernel::kSm90Wave);
+  }
+  CHECK(kernel(2560, 12) == ProjectionKernel::kSm90Wave);
+  CHECK(kernel(2816, 12) == ProjectionKernel::kSm90Wave);
+  CHECK(kernel(2817, 12) != ProjectionKernel::kSm90Wave);  // 144 tiles
+  CHECK(kernel(2048, 16) == ProjectionKernel::kSm90Wave);
+  CHECK(kernel(700, 32) == ProjectionKernel::kSm90Stream);  // 132 tiles of 128 x 192
 }
 
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
           "[cuda][config]") {
   for (std::int64_t chunks = 1; chunks <= 64; ++chunks)
-    for (int tokens : {16, 32, 64, 96, 128, 256})
+    for (int tokens : {16, 32, 64, 96, 128, 144, 160})
       for (int columns : {64, 128})
         for (int splits = 1; splits <= std::min<std::int64_t>(chunks, 8); ++splits)
           for (std::int64_t heads : {1, 128}) {
             const ProjectionShape s{DType::kF16, 300, 64 * (chunks + 2), 128, heads, 0};
             const ProjectionConfig c{ProjectionKernel::kSm90Small, tokens, columns, splits, ""};
-            if (tokens == 256 && columns == 128) continue;  // refused
+            if (tokens > 128 && (columns != 128 || splits > 1)) continue;  // refused
             const int slots = bda::cuda::detail::small_slots(s, c, kH100);
             const std::int64_t slice = (chunks + splits - 1) / splits;
             const std::int64_t bytes =
@@ -185,6 +193,8 @@ TEST_CASE("the tile follows how it fills the device", "[cuda][config]") {
   CHECK(tile(16384, 768, 64) == std::pair(128, 256));
   CHECK(tile(2048, 768, 64) == std::pair(96, 128));  // 132 tiles: one wave
   CHECK(tile(512, 768, 64) == std::pair(64, 64));
+  CHECK(tile(1536, 1536, 128) == std::pair(144, 128));  // 132 tiles, too
+  CHECK(tile(1600, 1536, 128) == std::pair(160, 128));
 }
 
 TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config]") {
@@ -209,8 +219,12 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
         std::string::npos);
   CHECK(message({ProjectionKernel::kSm90Small, 8, 64, 1, ""}, deepseek(1), kH100)
             .find("tile_tokens") != std::string::npos);
-  CHECK(message({ProjectionKernel::kSm90Small, 256, 128, 1, ""}, deepseek(256), kH100) ==
-        "config.tile_columns with 256 tokens: expected equal to = 64, got 128");
+  CHECK(message({ProjectionKernel::kSm90Small, 192, 128, 1, ""}, deepseek(256), kH100) ==
+        "config.tile_tokens: expected 16, 32, 64, 96, 128, 144 or = 160, got 192");
+  CHECK(message({ProjectionKernel::kSm90Small, 144, 64, 1, ""}, deepseek(256), kH100) ==
+        "config.tile_columns with more than 128 tokens: expected equal to = 128, got 64");
+  CHECK(message({ProjectionKernel::kSm90Small, 160, 128, 2, ""}, deepseek(256), kH100) ==
+        "config.splits with more than 128 tokens: expected equal to = 1, got 2");
   constexpr DeviceInfo kLittleMemory{9, 0, 132, 65536, true};
   CHECK(message({ProjectionKernel::kSm90Small, 64, 128, 1, ""}, deepseek(64), kLittleMemory)
             .find("shared memory") != std::string::npos);

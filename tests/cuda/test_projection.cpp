@@ -108,7 +108,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
   for (int columns : {128, 192}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   add(ProjectionKernel::kSm90Halves, 128, 256, 1);
-  for (int tokens : {16, 32, 64, 96, 128, 256})
+  for (int tokens : {16, 32, 64, 96, 128, 144, 160})
     for (int columns : {64, 128})
       for (int splits : {1, 2, 3, 5, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
   return configs;
@@ -153,6 +153,12 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
     run_all_configs<T>(2000, 512, 128, 40, 0, {0, 0, false, true});
     run_all_configs<T>(20000, 512, 128, 1, 0, {});  // every unit has new rows
     run_all_configs<T>(10001, 512, 128, 3, 128, {0, 0, false, true});
+  }
+  SECTION("tiles in groups of four rows, and what is left of them") {
+    run_all_configs<T>(600, 512, 128, 32, 0, {});
+    run_all_configs<T>(1001, 512, 128, 60, 128, {0, 0, false, true});
+    run_all_configs<T>(1530, 448, 64, 21, 64, {});
+    run_all_configs<T>(1402, 1536, 128, 5, 0, {0, 8, false, true});
   }
   SECTION("more tiles than multiprocessors, chunks even and odd") {
     run_all_configs<T>(5000, 768, 64, 13, 0, {0, 0, false, true});

@@ -43,8 +43,8 @@ Status run_absorbed_sm90(const AbsorbedArguments<T>& a, const AbsorbedConfig& co
   const AbsorbedShape shape = a.shape();
   p.ahead = absorbed_ahead(shape);
   const LaunchShape launch_shape{
-      dim3(to_grid(absorbed_blocks(shape) / config.tile_blocks), to_grid(heads),
-           to_grid(ceil_div(tokens, kTokens))),
+      dim3(to_grid(ceil_div(tokens, kTokens)), to_grid(absorbed_blocks(shape) / config.tile_blocks),
+           to_grid(heads)),
       128 * (config.tile_blocks + 1),
       static_cast<std::size_t>(absorbed_shared_bytes(shape, kTokens, config.tile_blocks))};
   return launch("absorbed sm90 launch", absorbed_sm90_kernel<T, kProduct, kTokens>, launch_shape,

@@ -32,8 +32,8 @@ struct AbsorbedSm90Params {
   int ahead;        // chunks of C that are asked for before x
 };
 
-/// grid: (blocks of a head / blocks of a CTA, heads, token tiles); 128 threads for each block of
-/// the CTA, and 128.
+/// grid: (token tiles, blocks of a head / blocks of a CTA, heads), so that those that want the same
+/// C ask for it at the same time; 128 threads for each block of the CTA, and 128.
 template <class T, AbsorbedProduct kProduct, int kTokens>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
     absorbed_sm90_kernel(const __grid_constant__ AbsorbedSm90Params p) {
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   constexpr std::uint32_t kTileBytes = 8192;           // 64 columns x 64 channels of C
   constexpr std::uint32_t kRowsBytes = kTokens * 128;  // kTokens rows x 64 channels of x
   const int groups = static_cast<int>(blockDim.x) / 128 - 1;
-  const int first_block = static_cast<int>(blockIdx.x) * groups;
-  const int head = static_cast<int>(blockIdx.y), token = static_cast<int>(blockIdx.z) * kTokens;
+  const int first_block = static_cast<int>(blockIdx.y) * groups;
+  const int head = static_cast<int>(blockIdx.z), token = static_cast<int>(blockIdx.x) * kTokens;
   const int depth = kQuery ? p.width_blocks : p.rest_blocks;
   const auto rest_block = [&](int i) { return i < p.basis_block ? i : i + p.width_blocks; };
 
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(512), 1)
   ptx::async_wait<0>();
   ptx::fence_proxy_async();
   ptx::barrier_sync<5>(128 * groups);
-  if (kQuery && blockIdx.x == 0 && threadIdx.x == 0) {  // the channels of S are the query itself
+  if (kQuery && blockIdx.y == 0 && threadIdx.x == 0) {  // the channels of S are the query itself
     for (int k = 0; k < depth; ++k)
       for (int i = 0; i < kTokens; i += 16)
         ptx::tensor_store(p.out, rows + k * kRowsBytes + i * 128, 0, token + i, p.basis_block + k,

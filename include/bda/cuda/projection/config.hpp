@@ -218,14 +218,17 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
       return tile(128, 256);
     default: {
       const std::int64_t chunks = shape.rest() / 64;
-      if (config.tile_tokens != 16 && config.tile_tokens != 32 && config.tile_tokens != 64 &&
-          config.tile_tokens != 96 && config.tile_tokens != 128 && config.tile_tokens != 256)
-        return unsupported("config.tile_tokens", "16, 32, 64, 96, 128 or", 256, config.tile_tokens);
+      constexpr std::array kTokens{16, 32, 64, 96, 128, 144, 160};
+      if (std::find(kTokens.begin(), kTokens.end(), config.tile_tokens) == kTokens.end())
+        return unsupported("config.tile_tokens", "16, 32, 64, 96, 128, 144 or", 160,
+                           config.tile_tokens);
       if (config.tile_columns != 64 && config.tile_columns != 128)
         return unsupported("config.tile_columns", "64 or", 128, config.tile_columns);
-      if (config.tile_tokens == 256 && config.tile_columns != 64)
-        return unsupported("config.tile_columns with 256 tokens", "equal to", 64,
+      if (config.tile_tokens > 128 && config.tile_columns != 128)
+        return unsupported("config.tile_columns with more than 128 tokens", "equal to", 128,
                            config.tile_columns);
+      if (config.tile_tokens > 128 && config.splits != 1)
+        return unsupported("config.splits with more than 128 tokens", "equal to", 1, config.splits);
       if (config.splits < 1 || config.splits > std::min<std::int64_t>(chunks, detail::kMaxCluster))
         return unsupported("config.splits", "from 1 to min(rest / 64, 8)",
                            std::min<std::int64_t>(chunks, detail::kMaxCluster), config.splits);
@@ -321,16 +324,17 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     return true;
   }
   // From the smallest tile up, which leaves each multiprocessor the least to multiply.
-  constexpr int kTiles[][2] = {{64, 64}, {96, 64}, {128, 64}, {96, 128}, {256, 64}, {128, 128}};
+  constexpr int kTiles[][2] = {{32, 64},  {64, 64},   {96, 64},   {128, 64},
+                               {96, 128}, {128, 128}, {144, 128}, {160, 128}};
   for (const auto& [tokens, columns] : kTiles) {
-    if (tokens >= 2 * s.tokens) continue;
-    // Larger ones bring C of all their columns before they store anything: sm90_turns, if it fits.
-    if (tokens * columns > 128 * 64 && s.rest() <= 384) return false;
-    const std::int64_t tiles = tile_count(s, tokens, columns);
-    // Small tiles bring too much to be worth the last quarter of the multiprocessors, and those of
-    // 96 tokens are worth it only where they fill that quarter, and C is short.
-    if (tiles > (tokens == 64 ? most * 3 / 4 : most)) continue;
-    if (tokens * columns == 96 * 64 && (4 * tiles <= 3 * most || s.rest() / 64 > 12)) continue;
+    if (tokens >= 2 * s.tokens || tile_count(s, tokens, columns) > most) continue;
+    // Tiles so small bring too much of C, unless it is short.
+    if (tokens == 32 && (s.tokens > 128 || s.rest() / 64 > 12)) continue;
+    // Large ones bring C of all their columns before they store anything: sm90_turns, if it holds x
+    // and its tiles leave no quarter of the device idle.
+    if (tokens * columns > 128 * 64 && s.rest() <= 384 &&
+        (tokens > 96 || 4 * tile_count(s, 128, 128) > 3 * most))
+      return false;
     config.tile_tokens = tokens;
     config.tile_columns = columns;
     if (validate(config, s, device).ok()) return true;
@@ -351,13 +355,14 @@ inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
   return false;
 }
 
-/// Whether sm90_wave is the fastest where sm90_turns cannot hold x: one tile of tokens, over
-/// columns that sm90_small's tiles do not cover in one wave and its own do. Measured on an H100 at
-/// 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels.
-constexpr bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
+/// Whether sm90_wave is the fastest where sm90_turns cannot hold x and sm90_small's tiles do not
+/// cover the output in one wave: its own do, fill more than half of the device, and no smaller one
+/// of sm90_stream does. Measured on an H100 at 96 to 128 heads of width 128 and 240 of 64, with up
+/// to 1408 rest channels, and at 12 to 32 heads of 700 to 5000 tokens.
+inline bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
   const std::int64_t tiles = tile_count(s, 256, 128);
-  return s.tokens > 128 && s.tokens <= 256 && tiles <= device.multiprocessors &&
-         2 * tiles > device.multiprocessors;
+  return s.tokens > 128 && tiles <= device.multiprocessors && 2 * tiles > device.multiprocessors &&
+         (s.tokens <= 256 || pick_stream(s, device).kernel == ProjectionKernel::kSm90Halves);
 }
 
 }  // namespace detail
@@ -379,7 +384,7 @@ constexpr bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
   if (detail::pick_turns(shape, device, config)) return config;
   if (detail::is_one_wave(shape, device))
     return {ProjectionKernel::kSm90Wave, 256, 128, 1,
-            "one wave of 256 tokens: C is brought once, as fast as memory gives it"};
+            "one wave of 256 tokens: C is brought as fast as memory gives it"};
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,
                                   "width 128 over 384 channels: x in registers, C in turn"};
   // With one unit a CTA there is nothing to keep x in registers for.

@@ -5,6 +5,7 @@
 #include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
+#include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
 #include "bda/cuda/ptx/wgmma.cuh"
@@ -39,6 +40,8 @@ struct Sm90ResidentParams {
   int units_per_cta;  // and one more in each of the first `longer_ctas`
   int longer_ctas;
   int units;
+  TileOrder order;  // of the CTAs' ranges: rows of `order_columns`
+  int order_columns;
 };
 
 namespace sm90_resident {
@@ -81,7 +84,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   ptx::allow_next_kernel();
   const int turn = ptx::warp_index();
   const bool leads = ptx::elect_one();
-  const int cta = static_cast<int>(blockIdx.x);
+  const TileOrder::Place place = p.order.at(blockIdx.x, blockIdx.y);
+  const int cta = place.row * p.order_columns + place.column;
   const int first = cta * p.units_per_cta + min(cta, p.longer_ctas);
   const int last = min(first + p.units_per_cta + (cta < p.longer_ctas ? 1 : 0), p.units);
   const auto row_of = [&](int block) { return min(block * 128, p.last_row); };

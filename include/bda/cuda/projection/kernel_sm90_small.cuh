@@ -5,6 +5,7 @@
 #include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
 #include "bda/cuda/pipeline/ring.cuh"
+#include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/projection/config.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
@@ -27,6 +28,7 @@ struct Sm90SmallParams {
   CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows, or `rows`
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
+  TileOrder order;           // of the tiles
   int width_blocks;          // of 64 channels: 1 or 2
   int chunks;                // of 64 rest channels, all splits together
   int column_blocks;         // of 64 output columns
@@ -39,8 +41,8 @@ struct Sm90SmallParams {
   int ahead;  // chunks of C that are asked for before x
 };
 
-/// grid: (splits, column tiles, token tiles), clusters of (splits, 1, 1); 128 threads for each of
-/// the kGroups blocks of 64 columns of the tile, and 128. kSplit: splits > 1.
+/// grid: (splits, those of the order), clusters of (splits, 1, 1); 128 threads for each of the
+/// kGroups blocks of 64 columns of the tile, and 128. kSplit: splits > 1.
 ///
 /// An ordinary launch pays for all that comes before the first copy, at 8 instructions a line of a
 /// cold instruction cache: so the producers come first, and nothing there divides.
@@ -53,8 +55,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
   constexpr int kPairs = kTokens / 16;                 // of 8-token fragments; rank r stores every
                                                        // splits-th pair from r on
   constexpr std::uint32_t kPairBytes = 16 * 64 * 4;    // fp32, of one warpgroup
-  const int first_block = static_cast<int>(blockIdx.y) * kGroups;
-  const int token = static_cast<int>(blockIdx.z) * p.rows;
+  const TileOrder::Place tile = p.order.at(blockIdx.y, blockIdx.z);
+  const int first_block = tile.column * kGroups, token = tile.row * p.rows;
   const int rank = kSplit ? static_cast<int>(blockIdx.x) : 0;
   const int splits = kSplit ? p.splits.value() : 1;
   const int first_chunk = kSplit ? rank * p.split_chunks + min(rank, p.longer_splits) : 0;

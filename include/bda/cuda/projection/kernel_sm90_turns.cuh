@@ -4,6 +4,7 @@
 
 #include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
+#include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
 #include "bda/cuda/ptx/wgmma.cuh"
@@ -30,6 +31,7 @@ struct Sm90TurnsParams {
   CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of `rows` rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
+  TileOrder order;           // of the tiles
   int tokens;
   int rows;           // of a part: a multiple of 8, at most 128
   int width_blocks;   // of 64 channels: 1 or 2
@@ -62,7 +64,7 @@ struct Shared {
 
 }  // namespace sm90_turns
 
-/// grid: (column tiles, token tiles of kTokens / 128 parts).
+/// grid: of the order; a tile is kTokens / 128 parts x 128 columns.
 template <class T, int kTokens>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>::kThreads), 1)
     sm90_turns_kernel(const __grid_constant__ Sm90TurnsParams p) {
@@ -73,8 +75,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
   constexpr int kColumnSlots = Layout::kColumnSlots, kAhead = Layout::kAhead;
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   Layout& shared = *reinterpret_cast<Layout*>(shared_bytes);
-  const int first_block = static_cast<int>(blockIdx.x) * 2;
-  const int token = static_cast<int>(blockIdx.y) * (kParts * p.rows);
+  const TileOrder::Place tile = p.order.at(blockIdx.x, blockIdx.y);
+  const int first_block = tile.column * 2, token = tile.row * (kParts * p.rows);
   const int parts = kParts == 2 && p.tokens - token > p.rows ? 2 : 1;  // of the tile with rows
   const int turns = min(2, p.column_blocks - first_block);
   const std::uint32_t columns = ptx::shared_address(shared.columns);

@@ -4,6 +4,7 @@
 
 #include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
+#include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
 #include "bda/cuda/ptx/memory.cuh"
 #include "bda/cuda/ptx/wgmma.cuh"
@@ -25,6 +26,7 @@ struct Sm90WaveParams {
   CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of a head's 16 rows
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
+  TileOrder order;           // of the tiles
   int tokens;
   int width_blocks;   // of 64 channels: 1 or 2
   int chunks;         // of 64 rest channels
@@ -50,7 +52,7 @@ struct Shared {
 
 }  // namespace sm90_wave
 
-/// grid: (column tiles, token tiles).
+/// grid: of the order.
 template <class T>
 __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     sm90_wave_kernel(const __grid_constant__ Sm90WaveParams p) {
@@ -58,8 +60,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   using namespace sm90_wave;
   extern __shared__ __align__(1024) std::uint8_t shared_bytes[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
-  const int first_block = static_cast<int>(blockIdx.x) * 2;
-  const int token = static_cast<int>(blockIdx.y) * 256;
+  const TileOrder::Place tile = p.order.at(blockIdx.x, blockIdx.y);
+  const int first_block = tile.column * 2, token = tile.row * 256;
   const int halves = p.tokens - token > 128 ? 2 : 1;  // of the tile that have rows
   // The last rows overlap those before: boxes beyond the last token would take longer.
   const auto row_of = [&](int half) { return min(token + 128 * half, max(p.tokens - 128, 0)); };

@@ -10,6 +10,7 @@
 #include "bda/core/error.hpp"
 #include "bda/cuda/checks.hpp"
 #include "bda/cuda/pipeline/divisor.hpp"
+#include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/projection/kernel_simt.cuh"
 #include "bda/cuda/projection/kernel_sm80.cuh"
 #include "bda/cuda/projection/kernel_sm80_resident.cuh"
@@ -102,11 +103,24 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   const std::int64_t ctas = aligned ? ceil_div(units, length) : std::min(units, most);
   p.units_per_cta = static_cast<int>(aligned ? length : units / ctas);
   p.longer_ctas = static_cast<int>(aligned ? 0 : units % ctas);
-  const LaunchShape shape{dim3(to_grid(ctas)), sm90_resident::kThreads,
+  // Up to four ranges a row block lie as TileOrder would have them; ranges of two row blocks are no
+  // rows at all.
+  const bool ordered = aligned && heads / length > TileOrder::kRows;
+  p.order_columns = static_cast<int>(ordered ? heads / length : ctas);
+  p.order = TileOrder(ctas / p.order_columns, p.order_columns);
+  const LaunchShape shape{dim3(p.order.grid_x(), p.order.grid_y()), sm90_resident::kThreads,
                           sizeof(sm90_resident::Shared)};
   const auto kernel =
       a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
+}
+
+/// The order of the tiles of one wave; a grid has 65535 of them at most in its smaller dimensions.
+inline Status set_order(std::int64_t rows, std::int64_t columns, TileOrder& order) {
+  if (rows * columns > 65535)
+    return Status::invalid("tiles of out", "at most", 65535, rows * columns);
+  order = TileOrder(rows, columns);
+  return {};
 }
 
 /// What the kernels of sm_90a that stream packed C have in common.
@@ -167,14 +181,15 @@ Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   if (Status s = encode_out_map(a, 1, p.out, p.rows); !s.ok()) return s;
   const std::int64_t columns = ceil_div(p.column_blocks, 2);
   const std::int64_t rows = ceil_div(p.tokens, p.rows * (kTokens / 128));
-  if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
+  if (Status s = set_order(rows, columns, p.order); !s.ok()) return s;
   using Layout = sm90_turns::Shared<kTokens>;
   // Measured: x must not queue behind much of C. A dependent launch has the time for more of it,
   // but not where a wave of CTAs has 256 rows of x, or two want the same C.
   const bool early = a.dependent_launch && (rows > 2 || (rows == 1 && kTokens == 128));
   p.opening = early ? Layout::kAhead : 2;
   p.prefetch = rows > 1 ? 0 : kTokens == 256 ? 1 : 2;
-  const LaunchShape shape{dim3(to_grid(columns), to_grid(rows)), Layout::kThreads, sizeof(Layout)};
+  const LaunchShape shape{dim3(p.order.grid_x(), p.order.grid_y()), Layout::kThreads,
+                          sizeof(Layout)};
   return launch("sm90_turns launch", sm90_turns_kernel<T, kTokens>, shape, a.dependent_launch,
                 stream, p);
 }
@@ -189,8 +204,8 @@ Status run_wave(const ProjectionArguments<T>& a, cudaStream_t stream) {
   // Launched early, C has memory to itself until x may be asked for, and must not hold that up.
   p.ahead = a.dependent_launch ? 2 : 3;
   const std::int64_t columns = ceil_div(p.column_blocks, 2), rows = ceil_div(p.tokens, 256);
-  if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
-  const LaunchShape shape{dim3(to_grid(columns), to_grid(rows)), sm90_wave::kThreads,
+  if (Status s = set_order(rows, columns, p.order); !s.ok()) return s;
+  const LaunchShape shape{dim3(p.order.grid_x(), p.order.grid_y()), sm90_wave::kThreads,
                           sizeof(sm90_wave::Shared)};
   return launch("sm90_wave launch", sm90_wave_kernel<T>, shape, a.dependent_launch, stream, p);
 }
@@ -210,9 +225,8 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   p.ahead = small_ahead(a.shape(), config, p.slots, a.dependent_launch);
   const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
   const std::int64_t rows = ceil_div(a.x.extent(0), p.rows);
-  if (columns > 65535) return Status::invalid("column tiles of out", "at most", 65535, columns);
-  if (rows > 65535) return Status::invalid("token tiles of out", "at most", 65535, rows);
-  const LaunchShape shape{dim3(to_grid(config.splits), to_grid(columns), to_grid(rows)),
+  if (Status s = set_order(rows, columns, p.order); !s.ok()) return s;
+  const LaunchShape shape{dim3(to_grid(config.splits), p.order.grid_x(), p.order.grid_y()),
                           128 * kGroups + 128,
                           static_cast<std::size_t>(small_shared_bytes(
                               p.slots, kTokens, config.tile_columns, config.splits)),
@@ -224,13 +238,16 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
 template <class T, int kTokens>
 Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config,
                  const DeviceInfo& device, cudaStream_t stream) {
-  const bool split = config.splits > 1;
-  if constexpr (kTokens < 256)
+  if constexpr (kTokens > 128) {  // `validate` has no others
+    return run_small<T, kTokens, 2, false>(a, config, device, stream);
+  } else {
+    const bool split = config.splits > 1;
     if (config.tile_columns == 128)
       return split ? run_small<T, kTokens, 2, true>(a, config, device, stream)
                    : run_small<T, kTokens, 2, false>(a, config, device, stream);
-  return split ? run_small<T, kTokens, 1, true>(a, config, device, stream)
-               : run_small<T, kTokens, 1, false>(a, config, device, stream);
+    return split ? run_small<T, kTokens, 1, true>(a, config, device, stream)
+                 : run_small<T, kTokens, 1, false>(a, config, device, stream);
+  }
 }
 
 /// What the kernels that address global memory themselves have in common.
@@ -379,13 +396,22 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
       case ProjectionKernel::kSm90Wave:
         return detail::run_wave(args, stream);
       case ProjectionKernel::kSm90Small:
-        if (config.tile_tokens == 16) return detail::run_small<T, 16>(args, config, device, stream);
-        if (config.tile_tokens == 32) return detail::run_small<T, 32>(args, config, device, stream);
-        if (config.tile_tokens == 64) return detail::run_small<T, 64>(args, config, device, stream);
-        if (config.tile_tokens == 96) return detail::run_small<T, 96>(args, config, device, stream);
-        if (config.tile_tokens == 128)
-          return detail::run_small<T, 128>(args, config, device, stream);
-        return detail::run_small<T, 256>(args, config, device, stream);
+        switch (config.tile_tokens) {
+          case 16:
+            return detail::run_small<T, 16>(args, config, device, stream);
+          case 32:
+            return detail::run_small<T, 32>(args, config, device, stream);
+          case 64:
+            return detail::run_small<T, 64>(args, config, device, stream);
+          case 96:
+            return detail::run_small<T, 96>(args, config, device, stream);
+          case 128:
+            return detail::run_small<T, 128>(args, config, device, stream);
+          case 144:
+            return detail::run_small<T, 144>(args, config, device, stream);
+          default:
+            return detail::run_small<T, 160>(args, config, device, stream);
+        }
       default:
         return detail::run_sm80(args, config, device, stream);
     }

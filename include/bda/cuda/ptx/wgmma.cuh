@@ -67,103 +67,56 @@ __device__ __forceinline__ void claim_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
+// Operands %0 to %(n - 1) and the accumulators behind them, each list the one before and more.
+#define BDA_WGMMA_EIGHT(i)                                                                    \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
 #define BDA_WGMMA_LIST_4 "%0, %1, %2, %3"
 #define BDA_WGMMA_ACCUMULATORS_4 "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-#define BDA_WGMMA_LIST_8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define BDA_WGMMA_ACCUMULATORS_8 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])
-#define BDA_WGMMA_LIST_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define BDA_WGMMA_ACCUMULATORS_16                                                                 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
-      "+f"(d[15])
-#define BDA_WGMMA_LIST_32                                                  \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define BDA_WGMMA_ACCUMULATORS_32                                                                 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
-      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
-      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
-      "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
-#define BDA_WGMMA_LIST_48                                                                      \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
-  "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, " \
-  "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define BDA_WGMMA_ACCUMULATORS_48                                                                 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
-      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
-      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
-      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
-      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
-      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
-#define BDA_WGMMA_LIST_64                                                            \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define BDA_WGMMA_ACCUMULATORS_64                                                                 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
-      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
-      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
-      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
-      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
-      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),  \
-      "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),  \
-      "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-#define BDA_WGMMA_LIST_96                                                            \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define BDA_WGMMA_ACCUMULATORS_96                                                                 \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
-      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
-      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
-      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
-      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
-      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),  \
-      "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),  \
-      "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),  \
-      "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),  \
-      "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]),  \
-      "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]),  \
-      "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]),  \
-      "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
+#define BDA_WGMMA_LIST_8 \
+  BDA_WGMMA_LIST_4       \
+  ", %4, %5, %6, %7"
+#define BDA_WGMMA_ACCUMULATORS_8 BDA_WGMMA_EIGHT(0)
+#define BDA_WGMMA_LIST_16 \
+  BDA_WGMMA_LIST_8        \
+  ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define BDA_WGMMA_ACCUMULATORS_16 BDA_WGMMA_ACCUMULATORS_8, BDA_WGMMA_EIGHT(8)
+#define BDA_WGMMA_LIST_32 \
+  BDA_WGMMA_LIST_16       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define BDA_WGMMA_ACCUMULATORS_32 \
+  BDA_WGMMA_ACCUMULATORS_16, BDA_WGMMA_EIGHT(16), BDA_WGMMA_EIGHT(24)
+#define BDA_WGMMA_LIST_48 \
+  BDA_WGMMA_LIST_32       \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define BDA_WGMMA_ACCUMULATORS_48 \
+  BDA_WGMMA_ACCUMULATORS_32, BDA_WGMMA_EIGHT(32), BDA_WGMMA_EIGHT(40)
+#define BDA_WGMMA_LIST_64 \
+  BDA_WGMMA_LIST_48       \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define BDA_WGMMA_ACCUMULATORS_64 \
+  BDA_WGMMA_ACCUMULATORS_48, BDA_WGMMA_EIGHT(48), BDA_WGMMA_EIGHT(56)
+#define BDA_WGMMA_LIST_72 \
+  BDA_WGMMA_LIST_64       \
+  ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define BDA_WGMMA_ACCUMULATORS_72 BDA_WGMMA_ACCUMULATORS_64, BDA_WGMMA_EIGHT(64)
+#define BDA_WGMMA_LIST_80 \
+  BDA_WGMMA_LIST_72       \
+  ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define BDA_WGMMA_ACCUMULATORS_80 BDA_WGMMA_ACCUMULATORS_72, BDA_WGMMA_EIGHT(72)
+#define BDA_WGMMA_LIST_96 \
+  BDA_WGMMA_LIST_80       \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define BDA_WGMMA_ACCUMULATORS_96 \
+  BDA_WGMMA_ACCUMULATORS_80, BDA_WGMMA_EIGHT(80), BDA_WGMMA_EIGHT(88)
 #define BDA_WGMMA_LIST_128                                                                       \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
-  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define BDA_WGMMA_ACCUMULATORS_128                                                                \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), \
-      "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),    \
-      "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),  \
-      "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),  \
-      "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),  \
-      "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]),  \
-      "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]),  \
-      "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),  \
-      "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63]),  \
-      "+f"(d[64]), "+f"(d[65]), "+f"(d[66]), "+f"(d[67]), "+f"(d[68]), "+f"(d[69]), "+f"(d[70]),  \
-      "+f"(d[71]), "+f"(d[72]), "+f"(d[73]), "+f"(d[74]), "+f"(d[75]), "+f"(d[76]), "+f"(d[77]),  \
-      "+f"(d[78]), "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]),  \
-      "+f"(d[85]), "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]),  \
-      "+f"(d[92]), "+f"(d[93]), "+f"(d[94]), "+f"(d[95]), "+f"(d[96]), "+f"(d[97]), "+f"(d[98]),  \
-      "+f"(d[99]), "+f"(d[100]), "+f"(d[101]), "+f"(d[102]), "+f"(d[103]), "+f"(d[104]),          \
-      "+f"(d[105]), "+f"(d[106]), "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]),         \
-      "+f"(d[111]), "+f"(d[112]), "+f"(d[113]), "+f"(d[114]), "+f"(d[115]), "+f"(d[116]),         \
-      "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]), "+f"(d[121]), "+f"(d[122]),         \
-      "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
+  BDA_WGMMA_LIST_96                                                                              \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
+  "%127"
+#define BDA_WGMMA_ACCUMULATORS_128                                                            \
+  BDA_WGMMA_ACCUMULATORS_96, BDA_WGMMA_EIGHT(96), BDA_WGMMA_EIGHT(104), BDA_WGMMA_EIGHT(112), \
+      BDA_WGMMA_EIGHT(120)
 
 // The only difference between the shapes is how many registers are listed; `accumulate` = 0 makes
 // the product overwrite d.
@@ -183,8 +136,8 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descripto
                                       std::uint64_t descriptor_b, int accumulate) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
-  static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 96 || N == 128 || N == 192 ||
-                N == 256);
+  static_assert(N == 8 || N == 16 || N == 32 || N == 64 || N == 96 || N == 128 || N == 144 ||
+                N == 160 || N == 192);
   if constexpr (N == 8 && kHalf) BDA_WGMMA_SHARED("8", 4, "f16", "4", "5", "6", "7");
   if constexpr (N == 8 && !kHalf) BDA_WGMMA_SHARED("8", 4, "bf16", "4", "5", "6", "7");
   if constexpr (N == 16 && kHalf) BDA_WGMMA_SHARED("16", 8, "f16", "8", "9", "10", "11");
@@ -197,11 +150,12 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], std::uint64_t descripto
   if constexpr (N == 96 && !kHalf) BDA_WGMMA_SHARED("96", 48, "bf16", "48", "49", "50", "51");
   if constexpr (N == 128 && kHalf) BDA_WGMMA_SHARED("128", 64, "f16", "64", "65", "66", "67");
   if constexpr (N == 128 && !kHalf) BDA_WGMMA_SHARED("128", 64, "bf16", "64", "65", "66", "67");
+  if constexpr (N == 144 && kHalf) BDA_WGMMA_SHARED("144", 72, "f16", "72", "73", "74", "75");
+  if constexpr (N == 144 && !kHalf) BDA_WGMMA_SHARED("144", 72, "bf16", "72", "73", "74", "75");
+  if constexpr (N == 160 && kHalf) BDA_WGMMA_SHARED("160", 80, "f16", "80", "81", "82", "83");
+  if constexpr (N == 160 && !kHalf) BDA_WGMMA_SHARED("160", 80, "bf16", "80", "81", "82", "83");
   if constexpr (N == 192 && kHalf) BDA_WGMMA_SHARED("192", 96, "f16", "96", "97", "98", "99");
   if constexpr (N == 192 && !kHalf) BDA_WGMMA_SHARED("192", 96, "bf16", "96", "97", "98", "99");
-  if constexpr (N == 256 && kHalf) BDA_WGMMA_SHARED("256", 128, "f16", "128", "129", "130", "131");
-  if constexpr (N == 256 && !kHalf)
-    BDA_WGMMA_SHARED("256", 128, "bf16", "128", "129", "130", "131");
 }
 
 /// The same with a in registers (the fragment `load_matrices` delivers); with `kTransposed` b is
@@ -249,9 +203,14 @@ __device__ __forceinline__ void wgmma(float (&d)[N / 2], const std::uint32_t (&a
 #undef BDA_WGMMA_ACCUMULATORS_48
 #undef BDA_WGMMA_LIST_64
 #undef BDA_WGMMA_ACCUMULATORS_64
+#undef BDA_WGMMA_LIST_72
+#undef BDA_WGMMA_ACCUMULATORS_72
+#undef BDA_WGMMA_LIST_80
+#undef BDA_WGMMA_ACCUMULATORS_80
 #undef BDA_WGMMA_LIST_96
 #undef BDA_WGMMA_ACCUMULATORS_96
 #undef BDA_WGMMA_LIST_128
 #undef BDA_WGMMA_ACCUMULATORS_128
+#undef BDA_WGMMA_EIGHT
 
 }  // namespace bda::inline v0::cuda::ptx
