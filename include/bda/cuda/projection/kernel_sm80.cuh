@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
   // ---- copying: thread t moves piece t % 8 of rows t / 8, + 16, .. ; rows and columns beyond the
   // last are copies of the last, which nobody stores
   const int thread = static_cast<int>(threadIdx.x), piece = thread % 8, copy_row = thread / 8;
-  const ColumnsTarget columns_target(thread);
+  const int warp = thread / 32;  // copies columns 32 warp to 32 warp + 31
+  const ColumnsCopy columns_copy(thread % 32);
   int fetch_tile = static_cast<int>(blockIdx.x), fetch_step = 0;
   std::uint32_t fetch_buffer = 0;     // bytes from the first
   const T* fetch_rows;                // of x, of this thread
@@ -96,17 +97,14 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
       if (fetch_step == 0) {
         copy_basis(1);
       } else {
-        const ColumnsTarget to = columns_target.at(ring + fetch_buffer + kTileBytes);
+        const int block = min(fetch_column / 64 + warp / 2, p.column_blocks - 1);
+        const T* source = p.coefficients +
+                          (static_cast<std::int64_t>(block) * p.chunks + fetch_step - 1) * 4096 +
+                          warp % 2 * 2048 + columns_copy.source;
+        const std::uint32_t to =
+            ring + fetch_buffer + kTileBytes + warp * 4096 + columns_copy.target;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int block = min(fetch_column / 64 + half, p.column_blocks - 1);
-          const T* source = p.coefficients +
-                            (static_cast<std::int64_t>(block) * p.chunks + fetch_step - 1) * 4096 +
-                            1024 + thread * 8;
-#pragma unroll
-          for (int quarter = 0; quarter < 2; ++quarter)
-            to.copy((2 * half + quarter) * 4096, source + quarter * 2048, true);
-        }
+        for (int half = 0; half < 2; ++half) ColumnsCopy::copy(half, to, source, true);
       }
       if (++fetch_step > p.chunks) {
         fetch_step = 0;
@@ -120,7 +118,7 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
   };
 
   // ---- multiplying
-  Tile<T> t(thread);
+  Tile<T, 64, 64> t(thread);
   std::uint32_t buffer = 0;
   const auto arrive = [&] {
     ptx::async_wait<1>();
@@ -138,28 +136,33 @@ __global__ void __launch_bounds__(128, 2) sm80_kernel(const __grid_constant__ Sm
   for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;
        tile += static_cast<int>(gridDim.x)) {
     const Place place = place_of(tile);
-    t.start([&](int part) {
-      const int column = t.column_of(0, part);
-      return ring + buffer + column / 64 * kTileBytes + t.row() * 128 +
-             (basis_piece(column % 64 / 8, t.row()) << 4);
-    });
-    if (p.bias != nullptr) t.add_bias(p.bias, place.column, p.columns);
+    std::uint32_t basis_at[2];
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int column = t.column + 32 * part;
+      basis_at[part] = ring + buffer + column / 64 * kTileBytes + t.row * 128 +
+                       (basis_piece(column % 64 / 8, t.row) << 4);
+    }
+    t.start(p, place.column, basis_at);
     fetch_second();
     arrive();
     advance();
     fetch_first();
     std::uint32_t x = ring + buffer + t.x_offset, c = ring + buffer + kTileBytes + t.c_offset;
-    t.load(0, x, c);
+    t.load(x, c);
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
-      const auto next = [&] {  // after the last chunk the next tile's basis: its loads are not used
-        arrive();
-        advance();
-        x = ring + buffer + t.x_offset;
-        c = ring + buffer + kTileBytes + t.c_offset;
-      };
-      t.multiply(x, c, next, [&](int k) {
-        if (k == 3) fetch_first();
-        if (k == 1) fetch_second();
+      const auto nothing = [](int) {};
+      t.template multiply<0>(x, c, nothing);
+      t.template multiply<1>(x, c, [&](int i) {
+        if (i == 1) fetch_second();
+      });
+      t.template multiply<2>(x, c, nothing);
+      arrive();  // after the last chunk the next tile's basis: the loads from it are not used
+      advance();
+      x = ring + buffer + t.x_offset;
+      c = ring + buffer + kTileBytes + t.c_offset;
+      t.template multiply<3>(x, c, [&](int i) {
+        if (i == 1) fetch_first();
       });
     }
     t.store(p, place.token, place.column);

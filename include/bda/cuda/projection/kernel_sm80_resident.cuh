@@ -13,9 +13,12 @@
 /// beside the other's products. Of C the chunk after the next is on its way, across the edges of
 /// tiles and rows. Sums run in the order of sm80_kernel: the bits are the same.
 ///
-/// With two warps a scheduler what one waits for is only hidden while the other multiplies: here no
-/// product waits for a load behind a barrier, nothing in the loop branches, and copies are few at a
-/// time.
+/// With two warps a scheduler what one waits for is only hidden while the other multiplies. So a
+/// warp has all 128 rows and 32 columns of a tile: it alone reads the C of these, copies it itself,
+/// and waits for no other warp before the rows of x change. (It reads a quarter more from shared
+/// memory than with 64 x 64, which cost more in barriers and, with two parts of columns, in
+/// registers.) No product waits for a load, the loop has no branch but its own, and copies are few
+/// at a time.
 namespace bda::inline v0::cuda {
 
 namespace sm80_resident {
@@ -23,38 +26,41 @@ namespace sm80_resident {
 constexpr int kGroups = 2, kThreads = kGroups * sm80::kThreads;
 constexpr int kSlots = 3;  // of 128 columns x 64 channels, per group
 
-/// The C of one group's tiles on its way into the group's ring, chunk by chunk.
+/// The C of one warp's columns on its way into the warp's part of its group's ring, chunk by chunk.
 template <class T>
 class Stream {
  public:
-  /// From `tile` on, the tiles before `last` of this group.
+  /// From `tile` on, the tiles before `last` of this group; `thread` is of the group.
   __device__ __forceinline__ Stream(const Sm80Params<T>& p, int tile, int last, std::uint32_t ring,
                                     int thread)
       : p_(p),
-        first_(p.coefficients + 1024 + thread * 8),
-        pieces_(thread),
-        ring_(ring),
-        tile_(tile),
-        last_(last),
+        left_(last - tile),
         column_tile_(tile % p.column_tiles),
-        column_step_(kGroups % p.column_tiles) {
+        column_step_(kGroups % p.column_tiles),
+        half_(thread / 64) {
+    const sm80::ColumnsCopy copy(thread % 32);
+    first_ = p.coefficients + thread / 32 % 2 * 2048 + copy.source;
+    end_ = ring + thread / 32 * 4096 + copy.target + kSlots * sm80::kTileBytes;
+    to_ = end_ - sm80::kTileBytes;
     locate();
   }
 
-  /// 64 columns of the chunk.
-  __device__ __forceinline__ void copy(int half) const {
-#pragma unroll
-    for (int quarter = 0; quarter < 2; ++quarter)
-      to_.copy((2 * half + quarter) * 4096, source_[half][quarter], tile_ < last_);
+  /// Half of the chunk, the first half first.
+  __device__ __forceinline__ void copy(int half) {
+    if (half == 0) {
+      to_ += sm80::kTileBytes;
+      to_ -= to_ == end_ ? kSlots * sm80::kTileBytes : 0;
+    }
+    sm80::ColumnsCopy::copy(half, to_, source_, left_ > 0);
   }
 
   /// To the next chunk; not right behind the copies, which read their addresses late and hold up
-  /// whatever changes them.
+  /// whatever changes them. (The compiler would move the change of `to_` up there: it is made
+  /// before the next copy, a branch later.)
   __device__ __forceinline__ void advance() {
-    slot_ = slot_ == (kSlots - 1) * sm80::kTileBytes ? 0 : slot_ + sm80::kTileBytes;
     const bool next = ++chunk_ == p_.chunks;
     chunk_ = next ? 0 : chunk_;
-    tile_ += next ? kGroups : 0;
+    left_ -= next ? kGroups : 0;
     column_tile_ += next ? column_step_ : 0;
     column_tile_ -= column_tile_ >= p_.column_tiles ? p_.column_tiles : 0;
     locate();
@@ -62,22 +68,16 @@ class Stream {
 
  private:
   __device__ __forceinline__ void locate() {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      // Beyond the last block that block again, which nobody stores.
-      const int block = min(2 * column_tile_ + half, p_.column_blocks - 1);
-      source_[half][0] = first_ + static_cast<std::int64_t>(block * p_.chunks + chunk_) * 4096;
-      source_[half][1] = source_[half][0] + 2048;
-    }
-    to_ = pieces_.at(ring_ + slot_);
+    // Beyond the last block that block again, which nobody stores.
+    const int block = min(2 * column_tile_ + half_, p_.column_blocks - 1);
+    source_ = first_ + static_cast<std::int64_t>(block * p_.chunks + chunk_) * 4096;
   }
 
   const Sm80Params<T>& p_;
-  const T* first_;
-  const T* source_[2][2];  // [half][quarter of a chunk]
-  sm80::ColumnsTarget pieces_, to_;
-  std::uint32_t ring_, slot_ = 0;
-  int tile_, last_, column_tile_, column_step_, chunk_ = 0;
+  const T *first_, *source_;
+  std::uint32_t to_, end_;
+  int left_;  // tiles of both groups
+  int column_tile_, column_step_, half_, chunk_ = 0;
 };
 
 }  // namespace sm80_resident
@@ -105,10 +105,11 @@ __global__ void __launch_bounds__(256, 1)
 
   ptx::allow_next_kernel();
   ptx::wait_for_previous_kernel();
-  sm80::Tile<T> t(thread);
+  sm80::Tile<T, 128, 32> t(thread);
   Stream<T> stream(p, first + group, last, ring, thread);
   const std::uint32_t x_first = rows + t.x_offset, c_first = ring + t.c_offset;
   std::uint32_t x = x_first, c = c_first, slot = 0;
+  int joint = 0;
   for (int begin = first, end = 0; begin < last; begin = end) {
     const int row_tile = begin / p.column_tiles, token = row_tile * 128;
     end = min(last, (row_tile + 1) * p.column_tiles);
@@ -148,9 +149,9 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
     // Each group makes half of the copies of x. If both have a tile with these rows, they begin
-    // with chunk 0, and wait for each other at their next two barriers too: for chunk 1, for the
+    // with chunk 0, and wait for each other behind their next two chunks too: for chunk 1, for the
     // rest.
-    int joint = 0;
+    joint = 0;
     if (end - begin >= kGroups) {
       joint = min(2, p.chunks - 1);
       ptx::async_wait<1>();
@@ -160,49 +161,64 @@ __global__ void __launch_bounds__(256, 1)
     }
     __syncthreads();
 
-    int tile = begin + (begin - first + group) % kGroups;
-    const auto tile_column = [&](int of) { return (of - row_tile * p.column_tiles) * 128; };
-    const auto basis_of = [&](int of) {
-      return [&, of](int part) {
-        const int channel =
-            p.width.remainder(min(t.column_of(tile_column(of), part), p.columns - 8));
-        return basis + channel / 64 * kTileBytes + t.row() * 128 +
-               (sm80::basis_piece(channel % 64 / 8, t.row()) << 4);
-      };
+    // The group's tiles with these rows, by their first columns.
+    const int row_begin = row_tile * p.column_tiles;
+    int column = (begin - row_begin + (begin - first + group) % kGroups) * 128;
+    const int column_end = (end - row_begin) * 128;
+    if (column >= column_end) continue;
+    std::uint32_t basis_at[1];
+    const auto locate_basis = [&] {
+      const int channel = p.width.remainder(min(column + t.column, p.columns - 8));
+      basis_at[0] = basis + channel / 64 * kTileBytes + t.row * 128 +
+                    (sm80::basis_piece(channel % 64 / 8, t.row) << 4);
     };
-    if (tile < end) {
-      t.start(basis_of(tile));
-      if (p.bias != nullptr) t.add_bias(p.bias, tile_column(tile), p.columns);
-      x = x_first;
-      t.load(0, x, c);
-    }
-    for (; tile < end; tile += kGroups) {
-      for (int chunk = 1; chunk <= p.chunks; ++chunk) {  // the one that comes next
-        const auto next = [&] {
-          x = chunk == p.chunks ? x_first : x + kTileBytes;
-          slot = slot == (kSlots - 1) * kTileBytes ? 0 : slot + kTileBytes;
-          c = c_first + slot;
-          ptx::async_wait<1>();
-          // It has come, and the present one is read: its slot is filled during the next.
-          ptx::barrier_sync(joint > 0 ? 0 : 1 + group, joint > 0 ? kThreads : sm80::kThreads);
-          --joint;
-        };
-        t.multiply(x, c, next, [&](int k) {
-          if (k == 0) stream.copy(0);
-          if (k == 1) {
-            stream.copy(1);
-            ptx::async_commit();  // also when empty, so that the count of groups stays even
-          }
-          if (k == 3) stream.advance();
+    locate_basis();
+    t.start(p, column, basis_at);
+    x = x_first;
+    t.load(x, c);
+    const auto copy_first = [&](int i) {
+      if (i == 4) stream.copy(0);
+    };
+    const auto copy_second = [&](int i) {
+      if (i != 4) return;
+      stream.copy(1);
+      ptx::async_commit();  // also when empty, so that the count of groups stays even
+    };
+    t.template multiply<0>(x, c, copy_first);
+    for (;;) {
+      for (int chunk = 1;; ++chunk) {  // the one that comes next
+        t.template multiply<1>(x, c, copy_second);
+        t.template multiply<2>(x, c, [](int) {});
+        x = chunk == p.chunks ? x_first : x + kTileBytes;
+        slot = slot == (kSlots - 1) * kTileBytes ? 0 : slot + kTileBytes;
+        c = c_first + slot;
+        ptx::async_wait<1>();  // what comes next is there
+        if (joint > 0) ptx::barrier_sync<0>(kThreads);
+        __syncwarp();
+        --joint;
+        t.template multiply<3>(x, c, [&](int i) {
+          if (i == 1) stream.advance();
         });
+        if (chunk == p.chunks) break;
+        t.template multiply<0>(x, c, copy_first);
       }
-      if (tile + kGroups < end) {
-        t.store_and_start(p, token, tile_column(tile), basis_of(tile + kGroups));
-        if (p.bias != nullptr) t.add_bias(p.bias, tile_column(tile + kGroups), p.columns);
-      } else {
-        t.store(p, token, tile_column(tile));
-      }
+      if (column + kGroups * 128 >= column_end) break;
+      // The next tile's start and first products beside the stores, by rows: each hides what the
+      // others wait for.
+      const typename decltype(t)::Output out(t, p, token, column);
+      column += kGroups * 128;
+      locate_basis();
+      auto rows_basis = t.load_basis(basis_at, 0);
+      t.template multiply<0>(x, c, [&](int i) {
+        t.store_rows(out, i);
+        t.start_rows(rows_basis, i);
+        // Read anew each time: registers are short.
+        if (p.bias != nullptr) t.add_bias(p, column, i, i + 1);
+        if (i < 7) rows_basis = t.load_basis(basis_at, i + 1);
+        copy_first(i);
+      });
     }
+    t.store(p, token, column);
   }
   ptx::async_wait<0>();
 #endif

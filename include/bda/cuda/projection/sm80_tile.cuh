@@ -33,37 +33,29 @@ namespace sm80 {
 constexpr int kThreads = 128;          // that compute a tile of 128 x 128
 constexpr int kTileBytes = 128 * 128;  // 128 rows (or columns) x 64 channels
 
-/// Where 128 threads copy packed C to: thread t moves pieces t and t + 128 of every quarter (32
-/// columns x 64 channels).
+/// A warp's copies of 32 columns x 64 channels of packed C: lane 8 q + s copies the pieces at place
+/// s of columns 8 q to 8 q + 7.
 ///
 /// mma.sync gives a lane of quad place q columns 2 q and 2 q + 1 of every 8. So that it has eight
 /// columns in a row, which are stored (and started from) as 16 bytes without a shuffle, column
-/// 8 q + 2 j + e of 32 lies in row 8 j + 2 q + e, in the swizzle of that row.
-struct ColumnsTarget {
-  std::uint32_t even, odd;  // of the first piece and of the second
+/// 8 q + 2 j + e of 32 lies in row 8 j + 2 q + e. There piece p is at place p ^ (2 q + e) ^ 2 j:
+/// ldmatrix finds the eight rows of a matrix in different banks, and what a lane copies goes to
+/// one place, so that its addresses are one of each kind and constants.
+struct ColumnsCopy {
+  int source;            // elements from the first column
+  std::uint32_t target;  // bytes from the first row
 
-  ColumnsTarget() = default;
-  __device__ __forceinline__ explicit ColumnsTarget(int thread) {
-    const int column = thread / 8;  // of the first piece; 16 more of the second
-    const int row = (column / 2 % 4) * 8 + (column / 8) * 2 + column % 2;
-    even = row * 128 + ((thread % 8 ^ (column & 7) ^ (row & 7)) << 4);
-    odd = (even ^ 64) + 512;  // four rows further
-  }
+  __device__ __forceinline__ explicit ColumnsCopy(int lane)
+      : source(lane / 8 * 512 + lane % 8 * 8),
+        target(lane / 8 * 256 + ((lane % 8 ^ lane / 8 * 2) << 4)) {}
 
-  /// In the chunk that begins at `chunk`.
-  __device__ __forceinline__ ColumnsTarget at(std::uint32_t chunk) const {
-    ColumnsTarget moved;
-    moved.even = chunk + even;
-    moved.odd = chunk + odd;
-    return moved;
-  }
-
-  /// The quarter `offset` bytes on; `source` is the second piece, because cp.async has room for an
-  /// offset of 2 KB back to the first.
+  /// Half of a lane's pieces, from and to its first.
   template <class T>
-  __device__ __forceinline__ void copy(std::uint32_t offset, const T* source, bool wanted) const {
-    ptx::async_load_16_if(wanted, even + offset, source - 1024);
-    ptx::async_load_16_if(wanted, odd + offset, source);
+  static __device__ __forceinline__ void copy(int half, std::uint32_t to, const T* from,
+                                              bool wanted) {
+#pragma unroll
+    for (int i = 4 * half; i < 4 * half + 4; ++i)
+      ptx::async_load_16_if(wanted, to + i / 2 * 1024 + i % 2 * 128, from + i * 64);
   }
 };
 
@@ -71,169 +63,50 @@ struct ColumnsTarget {
 /// rows that follow each other, and these must not share banks.
 __device__ __forceinline__ int basis_piece(int piece, int row) { return piece ^ ((row & 1) << 2); }
 
-/// Four warps with a tile of 128 tokens x 128 columns: warp w has tokens 64 (w / 2) and columns 64
-/// (w % 2) on. `thread` is the thread's place among the 128.
-template <class T>
+/// A warp's part of a tile, kRows tokens x kColumns columns: 64 x 64 or 128 x 32.
+template <class T, int kRows, int kColumns>
 struct Tile {
-  float c[4][8][4];
-  std::uint32_t a[2][4][4], b[2][4][4];  // of 16 channels and of the next
-  int warp, lane;
+  static constexpr int kSixteens = kRows / 16;
+  static constexpr int kParts = kColumns / 32;  // of the eight columns that a lane has in a row
+
+  float c[kSixteens][kColumns / 8][4];
+  std::uint32_t a[kSixteens][4], b[2][kColumns / 16][4];  // of 16 channels; of b the next as well
+  int row, column;  // of the tile, this lane's first; more rows are 8 apart, more parts 32 columns
   std::uint32_t x_offset, c_offset;  // of this lane in 128 rows of 128 swizzled bytes
 
-  __device__ __forceinline__ explicit Tile(int thread) : warp(thread / 32), lane(thread % 32) {
-    const int row = warp / 2 * 64 + (lane & 15);
-    const int column = warp % 2 * 64 + (lane & 7) + ((lane >> 4) << 3);
-    x_offset = row * 128 + ((lane >> 4 ^ (lane & 7)) << 4);
-    c_offset = column * 128 + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
+  /// `thread` is the thread's place among the 128. Warps lie row by row.
+  __device__ __forceinline__ explicit Tile(int thread) {
+    const int warp = thread / 32, lane = thread % 32;
+    const int first_row = warp / (128 / kColumns) * kRows;
+    const int first_column = warp % (128 / kColumns) * kColumns;
+    row = first_row + lane / 4;
+    column = first_column + lane % 4 * 8;
+    x_offset = (first_row + lane % 16) * 128 + ((lane / 16 ^ lane % 8) << 4);
+    c_offset = (first_column + lane / 16 * 8 + lane % 8) * 128 +
+               ((lane / 8 % 2 ^ lane % 8 ^ lane / 16 * 2) << 4);
   }
 
-  /// Of the tile whose columns begin at `tile_column`: the first of the 8 that this lane has in
-  /// `part` (of two).
-  __device__ __forceinline__ int column_of(int tile_column, int part) const {
-    return tile_column + warp % 2 * 64 + part * 32 + (lane & 3) * 8;
-  }
-
-  /// This lane's first row of the tile; the others are 8 apart.
-  __device__ __forceinline__ int row() const { return warp / 2 * 64 + lane / 4; }
-
-  /// The accumulators begin as x_S: `basis_at(part)` is the address of the piece for this lane's
-  /// columns in its first row.
-  template <class BasisAt>
-  __device__ __forceinline__ void start(const BasisAt& basis_at) {
-    const std::uint32_t at[2] = {basis_at(0), basis_at(1)};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint4 pieces[2][2];
-      load_basis(pieces, at, i);
-      start_rows(pieces, i);
-    }
-  }
-
-  __device__ __forceinline__ void add_bias(const T* bias, int tile_column, int columns) {
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      const int column = column_of(tile_column, part);
-      if (column >= columns) break;
-      const uint4 piece = __ldg(reinterpret_cast<const uint4*>(bias + column));
-      const std::uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 v = ptx::unpack_pair<T>(words[j]);
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) c[i][4 * part + j][e] += e % 2 == 0 ? v.x : v.y;
-      }
-    }
-  }
-
-  /// Operands of channels 16 k to 16 k + 15 of the chunks of x and C at this lane's addresses `x`
-  /// and `columns`.
-  __device__ __forceinline__ void load(int k, std::uint32_t x, std::uint32_t columns) {
-    load_half(k, x, columns, 0);
-    load_half(k, x, columns, 1);
-  }
-
-  /// 64 channels, whose first 16 are loaded. `next` waits for the chunk that follows and moves `x`
-  /// and `columns` there; its first 16 channels are loaded beside the products of these last 16, so
-  /// that no product waits for them behind a barrier. `copy(k)`, for cp.async, is called among the
-  /// products too: loads and copies have one queue, and many at once hold up the products.
-  template <class Next, class Copy>
-  __device__ __forceinline__ void multiply(std::uint32_t& x, std::uint32_t& columns,
-                                           const Next& next, const Copy& copy) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (k == 3) next();
-      load_half((k + 1) % 4, x, columns, 0);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int step = 0; step < 8; ++step) {
-          const int j = i % 2 == 0 ? step : 7 - step;
-          ptx::mma_16x8x16<T>(c[i][j], a[k % 2][i], b[k % 2][j / 2][(j % 2) * 2],
-                              b[k % 2][j / 2][(j % 2) * 2 + 1]);
-        }
-        if (i == 0) copy(k);
-        if (i == 1) load_half((k + 1) % 4, x, columns, 1);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void store(const Sm80Params<T>& p, int first_token,
-                                        int tile_column) const {
-    const Output out(*this, p, first_token, tile_column);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) store_rows(out, i);
-  }
-
-  /// `store` and then `start`, by rows: one hides what the other waits for.
-  template <class BasisAt>
-  __device__ __forceinline__ void store_and_start(const Sm80Params<T>& p, int first_token,
-                                                  int tile_column, const BasisAt& basis_at) {
-    const std::uint32_t at[2] = {basis_at(0), basis_at(1)};
-    const Output out(*this, p, first_token, tile_column);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint4 pieces[2][2];
-      load_basis(pieces, at, i);
-      store_rows(out, i);
-      start_rows(pieces, i);
-    }
-  }
-
- private:
-  /// The first half is what the first products need.
-  __device__ __forceinline__ void load_half(int k, std::uint32_t x, std::uint32_t columns,
-                                            int half) {
-    const auto load_x = [&](int i) { ptx::load_matrices(a[k % 2][i], (x ^ (k << 5)) + i * 2048); };
-    const auto load_columns = [&](int j) {
-      ptx::load_matrices(b[k % 2][j], (columns ^ (k << 5)) + j * 2048);
-    };
-    if (half == 0) {
-      load_x(0);
-#pragma unroll
-      for (int j = 0; j < 3; ++j) load_columns(j);
-    } else {
-      load_columns(3);
-#pragma unroll
-      for (int i = 1; i < 4; ++i) load_x(i);
-    }
-  }
-
-  struct Output {
-    T* target[2];              // this lane's columns in its first row
-    int rows[2];               // how many of the rows from there on are tokens
-    std::int64_t row_stride8;  // eight rows
-
-    __device__ __forceinline__ Output(const Tile& t, const Sm80Params<T>& p, int first_token,
-                                      int tile_column)
-        : row_stride8(8 * p.out_token_stride) {
-      const int token = first_token + t.row();
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const int column = t.column_of(tile_column, part), head = p.width.quotient(column);
-        target[part] = p.out + head * p.out_head_stride + (column - head * p.width.value()) +
-                       token * p.out_token_stride;
-        rows[part] = column < p.columns ? p.tokens - token : 0;
-      }
-    }
+  /// Of x_S what 16 rows begin with.
+  struct Basis {
+    uint4 pieces[2][kParts];
   };
-
-  __device__ __forceinline__ void load_basis(uint4 (&pieces)[2][2], const std::uint32_t (&at)[2],
-                                             int i) const {
+  /// `at[part]` is the address of the piece for this lane's columns in its first row.
+  __device__ __forceinline__ Basis load_basis(const std::uint32_t (&at)[kParts], int i) const {
+    Basis basis;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int part = 0; part < 2; ++part)
-        pieces[half][part] = ptx::load_16(at[part] + (2 * i + half) * 1024);
+      for (int part = 0; part < kParts; ++part)
+        basis.pieces[half][part] = ptx::load_16(at[part] + (2 * i + half) * 1024);
+    return basis;
   }
 
-  __device__ __forceinline__ void start_rows(const uint4 (&pieces)[2][2], int i) {
+  __device__ __forceinline__ void start_rows(const Basis& basis, int i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const uint4& piece = pieces[half][part];
+      for (int part = 0; part < kParts; ++part) {
+        const uint4& piece = basis.pieces[half][part];
         const std::uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -244,10 +117,93 @@ struct Tile {
       }
   }
 
+  /// To rows 16 `begin` to 16 `end` - 1.
+  __device__ __forceinline__ void add_bias(const Sm80Params<T>& p, int tile_column, int begin,
+                                           int end) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int first = tile_column + column + 32 * part;
+      if (first >= p.columns) break;
+      const uint4 piece = __ldg(reinterpret_cast<const uint4*>(p.bias + first));
+      const std::uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 v = ptx::unpack_pair<T>(words[j]);
+#pragma unroll
+        for (int i = begin; i < end; ++i)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) c[i][4 * part + j][e] += e % 2 == 0 ? v.x : v.y;
+      }
+    }
+  }
+
+  /// The accumulators begin as x_S and the bias.
+  __device__ __forceinline__ void start(const Sm80Params<T>& p, int tile_column,
+                                        const std::uint32_t (&basis_at)[kParts]) {
+#pragma unroll
+    for (int i = 0; i < kSixteens; ++i) start_rows(load_basis(basis_at, i), i);
+    if (p.bias != nullptr) add_bias(p, tile_column, 0, kSixteens);
+  }
+
+  /// Operands of the first 16 channels of the chunks of x and C at this lane's addresses `x` and
+  /// `columns`.
+  __device__ __forceinline__ void load(std::uint32_t x, std::uint32_t columns) {
+#pragma unroll
+    for (int i = 0; i < kSixteens; ++i) load_x<0>(x, i);
+#pragma unroll
+    for (int j = 0; j < kColumns / 16; ++j) load_columns<0>(columns, j);
+  }
+
+  /// The products of channels 16 kStep to 16 kStep + 15 of a chunk, which are loaded. Those of the
+  /// next step are loaded beside them, from `x` and `columns` (behind the last step another
+  /// chunk's), so that no product waits for a load. `beside(i)` is called before the products of
+  /// rows 16 i to 16 i + 15, for cp.async and more: loads and copies have one queue, and many at
+  /// once hold up the products.
+  template <int kStep, class Beside>
+  __device__ __forceinline__ void multiply(std::uint32_t x, std::uint32_t columns,
+                                           const Beside& beside) {
+    constexpr int kNext = (kStep + 1) % 4;
+#pragma unroll
+    for (int i = 0; i < kSixteens; ++i) {
+      beside(i);
+      if (i == 0) {
+#pragma unroll
+        for (int j = 0; j < kColumns / 16 - 1; ++j) load_columns<kNext>(columns, j);
+      }
+#pragma unroll
+      for (int step = 0; step < kColumns / 8; ++step) {
+        const int j = i % 2 == 0 ? step : kColumns / 8 - 1 - step;
+        ptx::mma_16x8x16<T>(c[i][j], a[i], b[kStep % 2][j / 2][(j % 2) * 2],
+                            b[kStep % 2][j / 2][(j % 2) * 2 + 1]);
+      }
+      load_x<kNext>(x, i);
+      if (i == 1) load_columns<kNext>(columns, kColumns / 16 - 1);
+    }
+  }
+
+  struct Output {
+    T* target[kParts];         // this lane's columns in its first row
+    int rows[kParts];          // how many of the rows from there on are tokens
+    std::int64_t row_stride8;  // eight rows
+
+    __device__ __forceinline__ Output(const Tile& t, const Sm80Params<T>& p, int first_token,
+                                      int tile_column)
+        : row_stride8(8 * p.out_token_stride) {
+      const int token = first_token + t.row;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const int column = tile_column + t.column + 32 * part, head = p.width.quotient(column);
+        target[part] = p.out + head * p.out_head_stride + (column - head * p.width.value()) +
+                       token * p.out_token_stride;
+        rows[part] = column < p.columns ? p.tokens - token : 0;
+      }
+    }
+  };
+
   /// 16 bytes a lane: 8 columns, which lie in one head.
   __device__ __forceinline__ void store_rows(const Output& out, int i) const {
 #pragma unroll
-    for (int part = 0; part < 2; ++part)
+    for (int part = 0; part < kParts; ++part)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         std::uint32_t words[4];
@@ -259,6 +215,23 @@ struct Tile {
                          out.target[part] + (2 * i + half) * out.row_stride8,
                          make_uint4(words[0], words[1], words[2], words[3]));
       }
+  }
+
+  __device__ __forceinline__ void store(const Sm80Params<T>& p, int first_token,
+                                        int tile_column) const {
+    const Output out(*this, p, first_token, tile_column);
+#pragma unroll
+    for (int i = 0; i < kSixteens; ++i) store_rows(out, i);
+  }
+
+ private:
+  template <int kStep>
+  __device__ __forceinline__ void load_x(std::uint32_t x, int i) {
+    ptx::load_matrices(a[i], (x ^ (kStep << 5)) + i * 2048);
+  }
+  template <int kStep>
+  __device__ __forceinline__ void load_columns(std::uint32_t columns, int j) {
+    ptx::load_matrices(b[kStep % 2][j], (columns ^ (kStep << 5) ^ ((j & 1) << 6)) + j * 2048);
   }
 };
 
