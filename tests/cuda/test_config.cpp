@@ -90,7 +90,8 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
   for (const Case c :
        {Case{16, 128, 16, 64}, Case{64, 64, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 32, 64},
         Case{129, 16, 64, 64}, Case{128, 64, 128, 64}, Case{256, 16, 64, 64}, Case{257, 16, 96, 64},
-        Case{512, 16, 128, 64}, Case{768, 16, 96, 128}}) {
+        Case{512, 16, 128, 64}, Case{768, 16, 96, 128}, Case{1100, 16, 144, 128},
+        Case{1280, 16, 160, 128}, Case{300, 64, 160, 128}}) {
     INFO(c.tokens << " tokens, " << c.heads << " heads");
     const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
     CHECK(config.kernel == ProjectionKernel::kSm90Small);

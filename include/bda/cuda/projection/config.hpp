@@ -330,10 +330,12 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     if (tokens >= 2 * s.tokens || tile_count(s, tokens, columns) > most) continue;
     // Tiles so small bring too much of C, unless it is short.
     if (tokens == 32 && (s.tokens > 128 || s.rest() / 64 > 12)) continue;
-    // Large ones bring C of all their columns before they store anything: sm90_turns, if it holds x
-    // and its tiles leave no quarter of the device idle.
+    // Large ones bring C of all their columns before they store anything. sm90_turns, if it holds
+    // x, is better than 128 x 128, than 96 x 128 where its tiles fill three quarters of the device,
+    // and than all of them where one row of tiles is the whole.
     if (tokens * columns > 128 * 64 && s.rest() <= 384 &&
-        (tokens > 96 || 4 * tile_count(s, 128, 128) > 3 * most))
+        (tokens == 128 || s.tokens <= tokens ||
+         (tokens == 96 && 4 * tile_count(s, 128, 128) > 3 * most)))
       return false;
     config.tile_tokens = tokens;
     config.tile_columns = columns;
