@@ -32,7 +32,7 @@ TEST_CASE("every choice is one its kernel accepts", "[cuda][config]") {
     for (DType dtype : {DType::kF16, DType::kBF16, DType::kF32})
       for (std::int64_t width : {8, 32, 64, 80, 96, 128, 192, 256})
         for (std::int64_t rest : {8, 64, 384, 448, 704, 1408, 1920, 4096})
-          for (std::int64_t heads : {1, 3, 12, 16, 128})
+          for (std::int64_t heads : {1, 3, 12, 16, 128, 70000})
             for (std::int64_t begin : {0, 8, 64})
               for (std::int64_t tokens : {1, 2, 16, 17, 64, 65, 127, 128, 129, 512, 513, 70000}) {
                 if (begin > rest) continue;
@@ -145,6 +145,29 @@ TEST_CASE("sm90_turns and sm90_small spread their tokens evenly", "[cuda][config
       }
 }
 
+TEST_CASE("ranges of sm90_resident divide the row blocks where that costs little",
+          "[cuda][config]") {
+  using bda::cuda::detail::aligned_range;
+  const auto range = [](std::int64_t tokens, std::int64_t heads) {
+    return aligned_range(tokens / 128 * heads, heads, 132);
+  };
+  CHECK(range(512, 128) == 4);
+  CHECK(range(4096, 128) == 32);
+  CHECK(range(8192, 128) == 64);  // 63 would do
+  CHECK(range(16384, 128) == 0);  // 125 would do: a whole row block
+  CHECK(range(16384, 16) == 16);  // a whole row block, exactly
+  CHECK(range(32768, 16) == 0);   // more than a row block
+  CHECK(range(1024, 40) == 0);    // 3, and 4 is too much more
+  CHECK(range(20000, 1) == 0);
+  for (std::int64_t ctas : {1, 2, 78, 132, 144})
+    for (std::int64_t heads = 1; heads <= 300; ++heads)
+      for (std::int64_t rows = 1; rows <= 200; ++rows) {
+        const std::int64_t units = rows * heads, length = aligned_range(units, heads, ctas);
+        if (length < 0 || (length > 0 && (heads % length != 0 || units / length > ctas)))
+          FAIL(units << " units, " << heads << " heads, " << ctas << " CTAs: " << length);
+      }
+}
+
 TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not fit sm90_turns",
           "[cuda][config]") {
   const auto kernel = [](std::int64_t tokens, std::int64_t heads) {
@@ -226,6 +249,12 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
         "config.tile_columns with more than 128 tokens: expected equal to = 128, got 64");
   CHECK(message({ProjectionKernel::kSm90Small, 160, 128, 2, ""}, deepseek(256), kH100) ==
         "config.splits with more than 128 tokens: expected equal to = 1, got 2");
+  CHECK(message({ProjectionKernel::kSm90Small, 16, 64, 1, ""}, deepseek(4096, 128), kH100) ==
+        "tiles of out: expected at most = 65535, got 65536");
+  CHECK(message({ProjectionKernel::kSm90Wave, 256, 128, 1, ""}, deepseek(70000, 300), kH100) ==
+        "tiles of out: expected at most = 65535, got 82200");
+  CHECK(message({ProjectionKernel::kSm90Turns, 128, 128, 1, ""}, deepseek(70000, 128), kH100) ==
+        "tiles of out: expected at most = 65535, got 70016");
   constexpr DeviceInfo kLittleMemory{9, 0, 132, 65536, true};
   CHECK(message({ProjectionKernel::kSm90Small, 64, 128, 1, ""}, deepseek(64), kLittleMemory)
             .find("shared memory") != std::string::npos);

@@ -154,6 +154,12 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
     run_all_configs<T>(20000, 512, 128, 1, 0, {});  // every unit has new rows
     run_all_configs<T>(10001, 512, 128, 3, 128, {0, 0, false, true});
   }
+  SECTION("few chunks, several tiles a CTA") {
+    run_all_configs<T>(3000, 136, 128, 13, 8, {0, 0, false, true});
+    run_all_configs<T>(3000, 256, 128, 13, 128, {});
+    run_all_configs<T>(3000, 320, 128, 13, 64, {0, 8, false, true});
+    run_all_configs<T>(3000, 400, 80, 21, 40, {});
+  }
   SECTION("tiles in groups of four rows, and what is left of them") {
     run_all_configs<T>(600, 512, 128, 32, 0, {});
     run_all_configs<T>(1001, 512, 128, 60, 128, {0, 0, false, true});
@@ -190,6 +196,20 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
     run_all_configs<T>(129, 136, 128, 1, 8, {0, 0, false, true});
     run_all_configs<T>(3, 520, 128, 2, 392, {0, 0, true, true});
   }
+}
+
+TEMPLATE_TEST_CASE("sm90_resident with ranges a little longer than need be", "[gpu][projection]",
+                   __half, __nv_bfloat16) {
+  SKIP_WITHOUT_DEVICE();
+  using T = TestType;
+  const DeviceInfo device = bda::cuda::query_device<T>();
+  Problem<T> p(63 * 128 - 3, 512, 128, 66, 0, {}, 5);  // 33 units where 132 CTAs need 32
+  const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1, "test"};
+  if (!validate(resident, p.args.shape(), device).ok()) SKIP("no sm_90a");
+  p.args.force = resident;
+  p.poison();
+  REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
+  p.check();
 }
 
 TEST_CASE("fp32, any shape and alignment", "[gpu][projection]") {

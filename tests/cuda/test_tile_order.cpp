@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <utility>
 #include <vector>
@@ -27,9 +28,15 @@ TEST_CASE("a TileOrder takes every tile once", "[cuda][tile_order]") {
           FAIL(rows << " x " << columns << ": " << row << ", " << column);
         ++taken[static_cast<std::size_t>(row * columns + column)];
       }
-      for (int count : taken)
-        if (count != 1) FAIL(rows << " x " << columns);
+      CHECK(std::all_of(taken.begin(), taken.end(), [](int count) { return count == 1; }));
     }
+  const std::vector<TileOrder::Place> one = places(TileOrder());
+  REQUIRE(one.size() == 1);
+  CHECK(std::pair(one[0].row, one[0].column) == std::pair(0, 0));
+  const TileOrder large(100003, 2600);
+  const TileOrder::Place last = large.at(large.grid_x() - 1, 0);
+  CHECK(large.grid_y() == 1);
+  CHECK(std::pair(last.row, last.column) == std::pair(100002, 2599));
 }
 
 TEST_CASE("a TileOrder's groups are four rows, the last one what is left", "[cuda][tile_order]") {

@@ -32,8 +32,7 @@ class TileOrder {
         group_(kRows * columns_),
         last_(std::max(rows_ % kRows, 1)) {}
 
-  /// The grid's two dimensions for it. One group is a grid of its own: its CTAs have no time for
-  /// arithmetic.
+  /// The grid's two dimensions for it. One group is a grid of its own, without arithmetic.
   [[nodiscard]] unsigned grid_x() const {
     return static_cast<unsigned>(rows_ <= kRows ? rows_ : rows_ * columns_);
   }
@@ -54,7 +53,8 @@ class TileOrder {
 
  private:
   int rows_ = 1, columns_ = 1;
-  Divisor group_, last_;  // tiles of a whole group; rows of the last one, if it has less than four
+  Divisor group_{kRows};  // tiles of a whole group
+  Divisor last_;          // rows of the last group, if it has less than four
 };
 
 }  // namespace bda::inline v0::cuda

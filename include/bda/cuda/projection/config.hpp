@@ -149,6 +149,20 @@ constexpr int turns_rows(const ProjectionShape& s, int tile_tokens, const Device
   return even_rows(s.tokens, turns_token_tiles(s, tile_tokens, device) * (tile_tokens / 128), 8);
 }
 
+/// Units (heads of 128 tokens) in the range of each CTA of sm90_resident, where ranges of one
+/// length divide the row blocks: no CTA has rows of two then, and all read the same parts of C at
+/// the same time. 0 where ranges as even as can be are better, whose CTAs change their rows at
+/// different times:
+///   where the least length that covers all units does not divide the row blocks, nor does one up
+///     to a thirty-second longer ((512,128,128), 8192 tokens: 64 in place of 63, 150 to 144 us);
+///   where the longer one would be a whole row block (16384 tokens: 128 in place of 125, 314 to 332 us).
+constexpr std::int64_t aligned_range(std::int64_t units, std::int64_t heads, std::int64_t ctas) {
+  const std::int64_t least = ceil_div(units, ctas);
+  for (std::int64_t length = least; length <= heads && 32 * (length - least) <= least; ++length)
+    if (heads % length == 0) return length > least && length == heads ? 0 : length;
+  return 0;
+}
+
 /// Shared memory of sm80_resident: 128 rows of x in blocks of 64 rest and 64 basis channels, and
 /// two rings of three times 64 channels x 128 columns.
 constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
@@ -170,6 +184,12 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
     if (config.tile_columns != columns)
       return unsupported("config.tile_columns", "this kernel's tile", columns, config.tile_columns);
     return Status{};
+  };
+  // A CTA for each tile, in dimensions of the grid that have no more.
+  const auto one_wave = [&](const Status& tile_status) {
+    if (!tile_status.ok()) return tile_status;
+    const std::int64_t tiles = detail::tile_count(shape, config.tile_tokens, config.tile_columns);
+    return tiles <= 65535 ? Status{} : unsupported("tiles of out", "at most", 65535, tiles);
   };
   if (config.kernel == ProjectionKernel::kSimt) {
     if (shape.dtype != DType::kF32)
@@ -205,9 +225,9 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
     case ProjectionKernel::kSm90Turns:
       if (shape.rest() > 384)
         return unsupported("rest", "at most 384 (sm90_turns)", 384, shape.rest());
-      return config.tile_tokens == 256 ? tile(256, 128) : tile(128, 128);
+      return one_wave(config.tile_tokens == 256 ? tile(256, 128) : tile(128, 128));
     case ProjectionKernel::kSm90Wave:
-      return tile(256, 128);
+      return one_wave(tile(256, 128));
     case ProjectionKernel::kSm90Stream:
       if (config.tile_columns != 128 && config.tile_columns != 192)
         return unsupported("config.tile_columns", "128 or", 192, config.tile_columns);
@@ -237,7 +257,7 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
                                      config.tile_columns, config.splits);
       if (bytes > device.shared_bytes)
         return unsupported("shared memory of sm90_small", "at most", device.shared_bytes, bytes);
-      return {};
+      return one_wave({});
     }
   }
 }
@@ -321,7 +341,7 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     if (config.tile_columns == 64 && config.tile_tokens <= 32 && deep)
       while (config.splits < 4 && 2 * config.splits * tile_count(s, config.tile_tokens, 64) <= most)
         config.splits *= 2;
-    return true;
+    return validate(config, s, device).ok();
   }
   // From the smallest tile up, which leaves each multiprocessor the least to multiply.
   constexpr int kTiles[][2] = {{32, 64},  {64, 64},   {96, 64},   {128, 64},
@@ -358,9 +378,10 @@ inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
 }
 
 /// Whether sm90_wave is the fastest where sm90_turns cannot hold x and sm90_small's tiles do not
-/// cover the output in one wave: its own do, fill more than half of the device, and no smaller one
-/// of sm90_stream does. Measured on an H100 at 96 to 128 heads of width 128 and 240 of 64, with up
-/// to 1408 rest channels, and at 12 to 32 heads of 700 to 5000 tokens.
+/// cover the output in one wave: its own do, and fill more than half of the device; and, above 256
+/// tokens, where every row of tiles brings C, pick_stream would take sm90_halves. Measured on an
+/// H100 at 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels, and at 12 to
+/// 32 heads of 700 to 5000 tokens.
 inline bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
   const std::int64_t tiles = tile_count(s, 256, 128);
   return s.tokens > 128 && tiles <= device.multiprocessors && 2 * tiles > device.multiprocessors &&

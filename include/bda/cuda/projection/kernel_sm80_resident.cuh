@@ -17,8 +17,8 @@
 /// warp has all 128 rows and 32 columns of a tile: it alone reads the C of these, copies it itself,
 /// and waits for no other warp before the rows of x change. (It reads a quarter more from shared
 /// memory than with 64 x 64, which cost more in barriers and, with two parts of columns, in
-/// registers.) No product waits for a load, the loop has no branch but its own, and copies are few
-/// at a time.
+/// registers.) No product waits for a load, the loop over chunks branches for nothing but the rows'
+/// change, and copies are few at a time.
 namespace bda::inline v0::cuda {
 
 namespace sm80_resident {
@@ -37,7 +37,7 @@ class Stream {
         left_(last - tile),
         column_tile_(tile % p.column_tiles),
         column_step_(kGroups % p.column_tiles),
-        half_(thread / 64) {
+        tile_block_(thread / 64) {
     const sm80::ColumnsCopy copy(thread % 32);
     first_ = p.coefficients + thread / 32 % 2 * 2048 + copy.source;
     end_ = ring + thread / 32 * 4096 + copy.target + kSlots * sm80::kTileBytes;
@@ -69,7 +69,7 @@ class Stream {
  private:
   __device__ __forceinline__ void locate() {
     // Beyond the last block that block again, which nobody stores.
-    const int block = min(2 * column_tile_ + half_, p_.column_blocks - 1);
+    const int block = min(2 * column_tile_ + tile_block_, p_.column_blocks - 1);
     source_ = first_ + static_cast<std::int64_t>(block * p_.chunks + chunk_) * 4096;
   }
 
@@ -77,7 +77,8 @@ class Stream {
   const T *first_, *source_;
   std::uint32_t to_, end_;
   int left_;  // tiles of both groups
-  int column_tile_, column_step_, half_, chunk_ = 0;
+  int column_tile_, column_step_, chunk_ = 0;
+  int tile_block_;  // of 64 columns, of the tile's two
 };
 
 }  // namespace sm80_resident

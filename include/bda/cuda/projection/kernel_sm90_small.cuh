@@ -28,7 +28,6 @@ struct Sm90SmallParams {
   CUtensorMap out;           // [heads, width / 64, tokens, 64], boxes of 16 rows, or `rows`
   const void* coefficients;  // packed
   const void* bias;          // [heads, width] or null
-  TileOrder order;           // of the tiles
   int width_blocks;          // of 64 channels: 1 or 2
   int chunks;                // of 64 rest channels, all splits together
   int column_blocks;         // of 64 output columns
@@ -38,11 +37,13 @@ struct Sm90SmallParams {
   int slots;  // chunks in flight
   int rows;   // of a tile, at most kTokens: a multiple of 8, or of 16 where kSplit
   int basis_begin;
-  int ahead;  // chunks of C that are asked for before x
+  int ahead;        // chunks of C that are asked for before x
+  TileOrder order;  // of tiles of more than 64 tokens
 };
 
-/// grid: (splits, those of the order), clusters of (splits, 1, 1); 128 threads for each of the
-/// kGroups blocks of 64 columns of the tile, and 128. kSplit: splits > 1.
+/// grid: (splits, those of the order), of up to 64 tokens (splits, token tiles, column tiles);
+/// clusters of (splits, 1, 1); 128 threads for each of the kGroups blocks of 64 columns of the
+/// tile, and 128. kSplit: splits > 1.
 ///
 /// An ordinary launch pays for all that comes before the first copy, at 8 instructions a line of a
 /// cold instruction cache: so the producers come first, and nothing there divides.
@@ -55,7 +56,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
   constexpr int kPairs = kTokens / 16;                 // of 8-token fragments; rank r stores every
                                                        // splits-th pair from r on
   constexpr std::uint32_t kPairBytes = 16 * 64 * 4;    // fp32, of one warpgroup
-  const TileOrder::Place tile = p.order.at(blockIdx.y, blockIdx.z);
+  TileOrder::Place tile{static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
+  // Tiles of fewer tokens have few rows, and no time for arithmetic.
+  if constexpr (kTokens > 64) tile = p.order.at(blockIdx.y, blockIdx.z);
   const int first_block = tile.column * kGroups, token = tile.row * p.rows;
   const int rank = kSplit ? static_cast<int>(blockIdx.x) : 0;
   const int splits = kSplit ? p.splits.value() : 1;

@@ -9,8 +9,8 @@
 #include "bda/cuda/ptx/memory.cuh"
 #include "bda/cuda/ptx/wgmma.cuh"
 
-/// Any depth on sm_90a where tiles of 256 tokens x 128 columns cover the output in one wave: one
-/// CTA brings each part of C, once, as fast as memory gives it.
+/// Any depth on sm_90a where tiles of 256 tokens x 128 columns cover the output in one wave: C
+/// comes as fast as memory gives it, and of up to 256 tokens once.
 ///
 /// Roles:
 ///   producers, one thread for C and one for each half of the rows of x, each with its own ring. C

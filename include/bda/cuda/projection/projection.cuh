@@ -75,23 +75,11 @@ Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& sh
 
 inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
 
+inline dim3 grid_of(const TileOrder& order) { return dim3(order.grid_x(), order.grid_y()); }
+
 /// Where the last 128 tokens begin: the last row block overlaps the one before (and writes the same
 /// there), because the copy engine is slow over boxes that reach beyond the last token.
 inline int last_row_of(int tokens) { return std::max(tokens - 128, 0); }
-
-/// Units of every CTA's range where ranges of one length are to divide the row blocks, so that no
-/// CTA has rows of two and all read the same parts of C at the same time: that is worth up to 3 %
-/// more than the multiprocessors need, but for whole row blocks ((512,128,128), 8192 tokens: 150 to
-/// 144 us, 16384: 314 to 332). 0: ranges as even as can be; CTAs that change their rows at
-/// different times do not all want x at once.
-inline std::int64_t aligned_range(std::int64_t units, std::int64_t heads, std::int64_t ctas) {
-  const std::int64_t least = ceil_div(units, ctas);
-  std::int64_t length = least;
-  while (length < heads && heads % length != 0) ++length;
-  if (heads % length != 0) return 0;  // longer than a row block
-  if (length > least && (length == heads || 32 * (length - least) > least)) return 0;
-  return length;
-}
 
 template <class T>
 Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
@@ -114,24 +102,15 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   const std::int64_t ctas = length > 0 ? units / length : std::min(units, most);
   p.units_per_cta = static_cast<int>(length > 0 ? length : units / ctas);
   p.longer_ctas = static_cast<int>(length > 0 ? 0 : units % ctas);
-  // Up to four ranges a row block lie as TileOrder would have them; ranges of two row blocks are no
-  // rows at all.
+  // Up to four ranges a row block already lie as TileOrder would have them, and ranges that do not
+  // divide the row blocks are no columns: these are one row, in the order of their indices.
   const bool ordered = length > 0 && heads / length > TileOrder::kRows;
   p.order_columns = static_cast<int>(ordered ? heads / length : ctas);
   p.order = TileOrder(ctas / p.order_columns, p.order_columns);
-  const LaunchShape shape{dim3(p.order.grid_x(), p.order.grid_y()), sm90_resident::kThreads,
-                          sizeof(sm90_resident::Shared)};
+  const LaunchShape shape{grid_of(p.order), sm90_resident::kThreads, sizeof(sm90_resident::Shared)};
   const auto kernel =
       a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
-}
-
-/// The order of the tiles of one wave; a grid has 65535 of them at most in its smaller dimensions.
-inline Status set_order(std::int64_t rows, std::int64_t columns, TileOrder& order) {
-  if (rows * columns > 65535)
-    return Status::invalid("tiles of out", "at most", 65535, rows * columns);
-  order = TileOrder(rows, columns);
-  return {};
 }
 
 /// What the kernels of sm_90a that stream packed C have in common.
@@ -192,15 +171,14 @@ Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   if (Status s = encode_out_map(a, 1, p.out, p.rows); !s.ok()) return s;
   const std::int64_t columns = ceil_div(p.column_blocks, 2);
   const std::int64_t rows = ceil_div(p.tokens, p.rows * (kTokens / 128));
-  if (Status s = set_order(rows, columns, p.order); !s.ok()) return s;
+  p.order = TileOrder(rows, columns);
   using Layout = sm90_turns::Shared<kTokens>;
   // Measured: x must not queue behind much of C. A dependent launch has the time for more of it,
   // but not where a wave of CTAs has 256 rows of x, or two want the same C.
   const bool early = a.dependent_launch && (rows > 2 || (rows == 1 && kTokens == 128));
   p.opening = early ? Layout::kAhead : 2;
   p.prefetch = rows > 1 ? 0 : kTokens == 256 ? 1 : 2;
-  const LaunchShape shape{dim3(p.order.grid_x(), p.order.grid_y()), Layout::kThreads,
-                          sizeof(Layout)};
+  const LaunchShape shape{grid_of(p.order), Layout::kThreads, sizeof(Layout)};
   return launch("sm90_turns launch", sm90_turns_kernel<T, kTokens>, shape, a.dependent_launch,
                 stream, p);
 }
@@ -215,9 +193,8 @@ Status run_wave(const ProjectionArguments<T>& a, cudaStream_t stream) {
   // Launched early, C has memory to itself until x may be asked for, and must not hold that up.
   p.ahead = a.dependent_launch ? 2 : 3;
   const std::int64_t columns = ceil_div(p.column_blocks, 2), rows = ceil_div(p.tokens, 256);
-  if (Status s = set_order(rows, columns, p.order); !s.ok()) return s;
-  const LaunchShape shape{dim3(p.order.grid_x(), p.order.grid_y()), sm90_wave::kThreads,
-                          sizeof(sm90_wave::Shared)};
+  p.order = TileOrder(rows, columns);
+  const LaunchShape shape{grid_of(p.order), sm90_wave::kThreads, sizeof(sm90_wave::Shared)};
   return launch("sm90_wave launch", sm90_wave_kernel<T>, shape, a.dependent_launch, stream, p);
 }
 
@@ -236,9 +213,10 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   p.ahead = small_ahead(a.shape(), config, p.slots, a.dependent_launch);
   const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
   const std::int64_t rows = ceil_div(a.x.extent(0), p.rows);
-  if (Status s = set_order(rows, columns, p.order); !s.ok()) return s;
-  const LaunchShape shape{dim3(to_grid(config.splits), p.order.grid_x(), p.order.grid_y()),
-                          128 * kGroups + 128,
+  p.order = TileOrder(rows, columns);
+  const dim3 grid = kTokens > 64 ? dim3(to_grid(config.splits), p.order.grid_x(), p.order.grid_y())
+                                 : dim3(to_grid(config.splits), to_grid(rows), to_grid(columns));
+  const LaunchShape shape{grid, 128 * kGroups + 128,
                           static_cast<std::size_t>(small_shared_bytes(
                               p.slots, kTokens, config.tile_columns, config.splits)),
                           config.splits};
