@@ -155,7 +155,7 @@ constexpr int turns_rows(const ProjectionShape& s, int tile_tokens, const Device
 /// different times:
 ///   where the least length that covers all units does not divide the row blocks, nor does one up
 ///     to a thirty-second longer ((512,128,128), 8192 tokens: 64 in place of 63, 150 to 144 us);
-///   where the longer one would be a whole row block (16384 tokens: 128 in place of 125, 314 to 332 us).
+///   where the longer one would be a whole row block (16384 tokens: 128, not 125, 314 to 332 us).
 constexpr std::int64_t aligned_range(std::int64_t units, std::int64_t heads, std::int64_t ctas) {
   const std::int64_t least = ceil_div(units, ctas);
   for (std::int64_t length = least; length <= heads && 32 * (length - least) <= least; ++length)
