@@ -52,7 +52,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
   add(ProjectionKernel::kSm90Halves, 128, 256, 1);
   if (args.x.extent(0) > 2048) return configs;
   for (int columns : {64, 128})
-    for (int tokens : {16, 32, 64, 96, 128, 144, 160})
+    for (int tokens : bda::cuda::detail::kSmallTokens)
       for (int splits : {1, 2, 4, 6, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
   return configs;
 }

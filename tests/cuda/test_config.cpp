@@ -178,12 +178,14 @@ TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not f
   for (std::int64_t heads : {67, 128, 132}) {
     for (std::int64_t tokens : {161, 200, 256})
       CHECK(kernel(tokens, heads) == ProjectionKernel::kSm90Wave);
-    CHECK(kernel(160, heads) == ProjectionKernel::kSm90Small);  // tiles of 160
-    CHECK(kernel(257, heads) != ProjectionKernel::kSm90Wave);
+    for (std::int64_t tokens : {129, 160})  // tiles of 144 and 160
+      CHECK(kernel(tokens, heads) == ProjectionKernel::kSm90Small);
+    CHECK(kernel(257, heads) ==  // of 67 heads one round of tiles of 256 columns
+          (heads == 67 ? ProjectionKernel::kSm90Halves : ProjectionKernel::kSm90Stream));
   }
   CHECK(kernel(2560, 12) == ProjectionKernel::kSm90Wave);
   CHECK(kernel(2816, 12) == ProjectionKernel::kSm90Wave);
-  CHECK(kernel(2817, 12) != ProjectionKernel::kSm90Wave);  // 144 tiles
+  CHECK(kernel(2817, 12) == ProjectionKernel::kSm90Stream);  // 144 tiles of 256 x 128
   CHECK(kernel(2048, 16) == ProjectionKernel::kSm90Wave);
   CHECK(kernel(700, 32) == ProjectionKernel::kSm90Stream);  // 132 tiles of 128 x 192
 }
@@ -191,7 +193,7 @@ TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not f
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
           "[cuda][config]") {
   for (std::int64_t chunks = 1; chunks <= 64; ++chunks)
-    for (int tokens : {16, 32, 64, 96, 128, 144, 160})
+    for (int tokens : bda::cuda::detail::kSmallTokens)
       for (int columns : {64, 128})
         for (int splits = 1; splits <= std::min<std::int64_t>(chunks, 8); ++splits)
           for (std::int64_t heads : {1, 128}) {

@@ -108,7 +108,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
   for (int columns : {128, 192}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   add(ProjectionKernel::kSm90Halves, 128, 256, 1);
-  for (int tokens : {16, 32, 64, 96, 128, 144, 160})
+  for (int tokens : bda::cuda::detail::kSmallTokens)
     for (int columns : {64, 128})
       for (int splits : {1, 2, 3, 5, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
   return configs;

@@ -135,6 +135,9 @@ constexpr int small_rows(const ProjectionShape& s, const ProjectionConfig& c) {
 
 constexpr int kMaxCluster = 8;  // the portable limit
 
+/// Tokens of the tiles of sm90_small.
+constexpr std::array kSmallTokens{16, 32, 64, 96, 128, 144, 160};
+
 /// Tiles of tokens of sm90_turns: as many as one wave has room for, as long as each 128 rows of a
 /// tile then have 64 tokens or more.
 constexpr std::int64_t turns_token_tiles(const ProjectionShape& s, int tile_tokens,
@@ -238,8 +241,8 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
       return tile(128, 256);
     default: {
       const std::int64_t chunks = shape.rest() / 64;
-      constexpr std::array kTokens{16, 32, 64, 96, 128, 144, 160};
-      if (std::find(kTokens.begin(), kTokens.end(), config.tile_tokens) == kTokens.end())
+      if (std::find(detail::kSmallTokens.begin(), detail::kSmallTokens.end(), config.tile_tokens) ==
+          detail::kSmallTokens.end())
         return unsupported("config.tile_tokens", "16, 32, 64, 96, 128, 144 or", 160,
                            config.tile_tokens);
       if (config.tile_columns != 64 && config.tile_columns != 128)
@@ -323,6 +326,7 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   config = {ProjectionKernel::kSm90Small, 16, 64, 1,
             "one wave: bound by bringing C and x, as much of both in flight as fits"};
   const std::int64_t most = device.multiprocessors;
+  const bool deep = s.rest() / 64 > 12;
   if (s.tokens <= 64) {
     // From 33 tokens on, where its tiles fill the device, sm90_turns is faster.
     if (const std::int64_t tiles = tile_count(s, 128, 128);
@@ -330,7 +334,6 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
       return false;
     // Every token tile brings C anew: one, unless C is short and that leaves half of the
     // multiprocessors idle.
-    const bool deep = s.rest() / 64 > 12;
     while (config.tile_tokens < s.tokens &&
            (deep || 2 * tile_count(s, config.tile_tokens, 64) > most))
       config.tile_tokens *= 2;
@@ -349,7 +352,7 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   for (const auto& [tokens, columns] : kTiles) {
     if (tokens >= 2 * s.tokens || tile_count(s, tokens, columns) > most) continue;
     // Tiles so small bring too much of C, unless it is short.
-    if (tokens == 32 && (s.tokens > 128 || s.rest() / 64 > 12)) continue;
+    if (tokens == 32 && (s.tokens > 128 || deep)) continue;
     // Large ones bring C of all their columns before they store anything. sm90_turns, if it holds
     // x, is better than 128 x 128, than 96 x 128 where its tiles fill three quarters of the device,
     // and than all of them where one row of tiles is the whole.

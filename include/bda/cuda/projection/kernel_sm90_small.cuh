@@ -38,10 +38,15 @@ struct Sm90SmallParams {
   int rows;   // of a tile, at most kTokens: a multiple of 8, or of 16 where kSplit
   int basis_begin;
   int ahead;        // chunks of C that are asked for before x
-  TileOrder order;  // of tiles of more than 64 tokens
+  TileOrder order;  // where kSmallIsOrdered
 };
 
-/// grid: (splits, those of the order), of up to 64 tokens (splits, token tiles, column tiles);
+/// Whether CTAs take their tiles in a TileOrder. Tiles of fewer tokens have few rows, and no time
+/// for arithmetic: they take their place from the grid.
+template <int kTokens>
+constexpr bool kSmallIsOrdered = kTokens > 64;
+
+/// grid: (splits, those of the order), without one (splits, token tiles, column tiles);
 /// clusters of (splits, 1, 1); 128 threads for each of the kGroups blocks of 64 columns of the
 /// tile, and 128. kSplit: splits > 1.
 ///
@@ -57,8 +62,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
                                                        // splits-th pair from r on
   constexpr std::uint32_t kPairBytes = 16 * 64 * 4;    // fp32, of one warpgroup
   TileOrder::Place tile{static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z)};
-  // Tiles of fewer tokens have few rows, and no time for arithmetic.
-  if constexpr (kTokens > 64) tile = p.order.at(blockIdx.y, blockIdx.z);
+  if constexpr (kSmallIsOrdered<kTokens>) tile = p.order.at(blockIdx.y, blockIdx.z);
   const int first_block = tile.column * kGroups, token = tile.row * p.rows;
   const int rank = kSplit ? static_cast<int>(blockIdx.x) : 0;
   const int splits = kSplit ? p.splits.value() : 1;

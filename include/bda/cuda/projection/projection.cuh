@@ -100,8 +100,8 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   const std::int64_t most = std::max(device.multiprocessors, 1);
   const std::int64_t length = aligned_range(units, heads, most);
   const std::int64_t ctas = length > 0 ? units / length : std::min(units, most);
-  p.units_per_cta = static_cast<int>(length > 0 ? length : units / ctas);
-  p.longer_ctas = static_cast<int>(length > 0 ? 0 : units % ctas);
+  p.units_per_cta = static_cast<int>(units / ctas);
+  p.longer_ctas = static_cast<int>(units % ctas);
   // Up to four ranges a row block already lie as TileOrder would have them, and ranges that do not
   // divide the row blocks are no columns: these are one row, in the order of their indices.
   const bool ordered = length > 0 && heads / length > TileOrder::kRows;
@@ -214,8 +214,9 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
   const std::int64_t rows = ceil_div(a.x.extent(0), p.rows);
   p.order = TileOrder(rows, columns);
-  const dim3 grid = kTokens > 64 ? dim3(to_grid(config.splits), p.order.grid_x(), p.order.grid_y())
-                                 : dim3(to_grid(config.splits), to_grid(rows), to_grid(columns));
+  const dim3 grid = kSmallIsOrdered<kTokens>
+                        ? dim3(to_grid(config.splits), p.order.grid_x(), p.order.grid_y())
+                        : dim3(to_grid(config.splits), to_grid(rows), to_grid(columns));
   const LaunchShape shape{grid, 128 * kGroups + 128,
                           static_cast<std::size_t>(small_shared_bytes(
                               p.slots, kTokens, config.tile_columns, config.splits)),
