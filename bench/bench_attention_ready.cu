@@ -107,8 +107,8 @@ unsigned log2_of(std::int64_t n) {
 /// `contest` with the medians left under the contestants' names.
 std::map<std::string, double> counted_contest(benchmark::State& state,
                                               std::vector<Contestant>& contestants,
-                                              const Launch& warm_up, bool graphs) {
-  std::map<std::string, double> us = contest(state, contestants, warm_up, graphs);
+                                              const Launch& warm_up, int graph_launches) {
+  std::map<std::string, double> us = contest(state, contestants, warm_up, graph_launches);
   for (const auto& [name, median] : us) state.counters[name + "_us"] = median;
   return us;
 }
@@ -119,9 +119,7 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
   const std::int64_t rest = kDim - kWidth, key_row = kWidth + kRope;
   const std::int64_t columns = heads * kPlainWidth;
   const DeviceInfo device = bda::cuda::query_device<T>();
-  const auto rotation = [](std::int64_t bytes) {
-    return static_cast<int>(std::clamp<std::int64_t>(kRotatedBytes / bytes + 1, 1, 24));
-  };
+  const auto rotation = [](std::int64_t bytes) { return std::min(rotation_of(bytes), 24); };
   const std::int64_t weight_size = kDim * columns;
   const int weight_sets = rotation(weight_size * 2);
   const std::int64_t plain_size = tokens * columns, key_size = tokens * heads * key_row;
@@ -279,7 +277,7 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
                            }});
   }
 
-  std::map<std::string, double> us = counted_contest(state, contestants, product, false);
+  std::map<std::string, double> us = counted_contest(state, contestants, product, 0);
   auto& counters = state.counters;
   counters["ratio_vs_two_copies"] = us["product_two_copies"] / us["ours"];
   counters["ratio_vs_two_copies_value"] = us["product_two_copies_value"] / us["ours"];
@@ -303,8 +301,7 @@ void decode(benchmark::State& state, AbsorbedProduct which, std::int64_t heads,
   const DeviceInfo device = bda::cuda::query_device<T>();
   const std::int64_t depth = query ? kWidth : kDim, columns = query ? kDim : kWidth;
   const std::int64_t weight_size = heads * kDim * kWidth;  // the original's; ours is smaller
-  const int sets = static_cast<int>(
-      std::clamp<std::int64_t>(kRotatedBytes / (weight_size * 2) + 1, 2, kGraphLaunches));
+  const int sets = rotation_of(weight_size * 2), graph_launches = std::max(sets, kGraphLaunches);
   const Buffer<T> weights(static_cast<std::size_t>(sets * weight_size), 1, 0.05f);
   const Buffer<T> x(static_cast<std::size_t>(tokens * heads * depth), 2, 1.0f);
   const Buffer<T> out(static_cast<std::size_t>(tokens * heads * columns), 3, 1.0f);
@@ -353,14 +350,15 @@ void decode(benchmark::State& state, AbsorbedProduct which, std::int64_t heads,
     s.out_batch = columns;
     return s;
   };
-  const std::vector<Ranked> ranked =
-      rank_products<T>({shape(false), shape(true)}, weight, x.data, nullptr, out.data, true);
+  const std::vector<Ranked> ranked = rank_products<T>({shape(false), shape(true)}, weight, x.data,
+                                                      nullptr, out.data, graph_launches);
   if (ranked.empty()) return state.SkipWithError("cublasLt has no product of this shape");
   for (std::size_t i = 0; i < std::min<std::size_t>(2, ranked.size()); ++i) {
     contestants.push_back({"batched" + std::to_string(i), ranked[i].launch});
     contestants.push_back({"batched" + std::to_string(i) + "_dependent", ranked[i].launch, true});
   }
-  std::map<std::string, double> us = counted_contest(state, contestants, ranked[0].launch, true);
+  std::map<std::string, double> us =
+      counted_contest(state, contestants, ranked[0].launch, graph_launches);
   const auto least = [&](const char* suffix) {
     double best = us["batched0" + std::string(suffix)];
     if (const auto it = us.find("batched1" + std::string(suffix)); it != us.end())

@@ -63,8 +63,7 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
   const std::int64_t rest = kv_dim - width, columns = heads * width;
   const DeviceInfo device = bda::cuda::query_device<T>();
   const std::int64_t weight_size = kv_dim * columns;  // of the plain product; ours is smaller
-  const int rotation = static_cast<int>(
-      std::clamp<std::int64_t>(kRotatedBytes / (weight_size * 2) + 1, 2, kGraphLaunches));
+  const int rotation = rotation_of(weight_size * 2);
   const Buffer<T> weights(static_cast<std::size_t>(rotation * weight_size), 1, 0.05f);
   const Buffer<T> x(static_cast<std::size_t>(tokens * kv_dim), 2, 1.0f);
   const Buffer<T> out(static_cast<std::size_t>(tokens * columns), 3, 1.0f);
@@ -78,6 +77,7 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
 
   std::vector<Contestant> contestants;
   const bool graphs = tokens <= settings.graph_tokens;
+  const int graph_launches = graphs ? std::max(rotation, kGraphLaunches) : 0;
   const auto add = [&](const std::string& name, const std::optional<ProjectionConfig>& config) {
     for (bool dependent : {false, true})
       contestants.push_back({name + (dependent ? "_dependent" : ""), [=](int i) {
@@ -97,7 +97,7 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
     const std::vector<Ranked> ranked =
         rank_products<T>({Shape{tokens, columns, depth, kv_dim, columns, columns, false},
                           Shape{tokens, columns, depth, kv_dim, depth, columns, true}},
-                         weight, from, nullptr, out.data);
+                         weight, from, nullptr, out.data, graph_launches);
     for (std::size_t i = 0; i < std::min(keep, ranked.size()); ++i) {
       const std::string full = name + std::to_string(i);
       contestants.push_back({full, ranked[i].launch});
@@ -112,10 +112,10 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
                               static_cast<int>(heads), width, true},
                         Shape{tokens, width, rest, kv_dim, rest, columns, true,
                               static_cast<int>(heads), width * rest, true}},
-                       weight, x.data + width, x.data, out.data);
+                       weight, x.data + width, x.data, out.data, graph_launches);
   if (!batched.empty()) contestants.push_back({"batched0", batched[0].launch});
 
-  std::map<std::string, double> us = contest(state, contestants, {}, graphs);
+  std::map<std::string, double> us = contest(state, contestants, {}, graph_launches);
   const auto best = [&](const std::string& prefix, const std::string& suffix) {
     double least = 0;
     for (int i = 0; i < 2; ++i)

@@ -34,9 +34,15 @@
 
 namespace bda_bench {
 
-constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;   // for cublasLt
-constexpr std::int64_t kRotatedBytes = std::int64_t{100} << 20;  // twice the L2 of an H100
-constexpr int kGraphLaunches = 24;
+constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;  // for cublasLt
+
+/// What the weights rotate through: eight times the L2 of an H100. Twice is not enough: data that
+/// was loaded evict-first pushes out its like, so that a third of it was still there.
+constexpr std::int64_t kRotatedBytes = std::int64_t{400} << 20;
+constexpr int kGraphLaunches = 24;  // at least; and each of the rotated weights once
+
+/// How many weights of `bytes` there are to rotate.
+inline int rotation_of(std::int64_t bytes) { return static_cast<int>(kRotatedBytes / bytes + 1); }
 
 /// Flags besides Google Benchmark's: --rounds=, --graph_tokens=, --warm_us=, --sample_us=,
 /// --all_configs, --configs=.
@@ -92,9 +98,9 @@ struct Buffer {
 
 using Launch = std::function<void(int)>;  // the i-th launch: which of the rotated weights
 
-/// Microseconds a launch takes, over `launches` of them in a row after two untimed ones.
-inline double time_stream(const Launch& launch, int launches) {
-  for (int i = 0; i < 2; ++i) launch(i);
+/// Microseconds a launch takes, over `launches` of them in a row after `untimed` ones.
+inline double time_stream(const Launch& launch, int launches, int untimed = 2) {
+  for (int i = 0; i < untimed; ++i) launch(i);
   CHECK_CUDA(cudaEventRecord(context.begin, context.stream));
   for (int i = 0; i < launches; ++i) launch(i);
   CHECK_CUDA(cudaEventRecord(context.end, context.stream));
@@ -104,13 +110,13 @@ inline double time_stream(const Launch& launch, int launches) {
   return 1e3 * ms / launches;
 }
 
-/// kGraphLaunches launches as a graph; with `dependent`, its kernel-to-kernel edges made
-/// programmatic after the fact, which is how a library's launches can be let to overlap.
+/// `launches` of them as a graph; with `dependent`, its kernel-to-kernel edges made programmatic
+/// after the fact, which is how a library's launches can be let to overlap.
 struct Graph {
-  Graph(const Launch& launch, bool dependent) {
+  Graph(const Launch& launch, int launches, bool dependent) {
     cudaGraph_t graph = nullptr;
     CHECK_CUDA(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < kGraphLaunches; ++i) launch(i);
+    for (int i = 0; i < launches; ++i) launch(i);
     CHECK_CUDA(cudaStreamEndCapture(context.stream, &graph));
     if (dependent) make_dependent(graph);
     if (cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) {
@@ -253,22 +259,22 @@ struct Ranked {
 };
 
 /// All heuristics of all `shapes`, fastest first by a short trial, in graphs where a stream would
-/// wait for the host.
+/// wait for the host (`graph_launches` > 0).
 template <class T, class Out = T>
 std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T, Out>::Shape>& shapes,
                                   const std::function<const T*(int)>& weight, const T* x,
-                                  const T* addend, Out* out, bool graphs = false) {
+                                  const T* addend, Out* out, int graph_launches = 0) {
   std::vector<Ranked> ranked;
   for (const auto& shape : shapes) {
     const auto product = std::make_shared<BlasProduct<T, Out>>(shape);
     for (std::size_t i = 0; i < product->heuristics.size(); ++i) {
       if (!product->launch(i, weight(0), x, addend, out)) continue;
       const Launch launch = [=](int j) { product->launch(i, weight(j), x, addend, out); };
-      if (graphs) {
-        const Graph graph(launch, false);
+      if (graph_launches > 0) {
+        const Graph graph(launch, graph_launches, false);
         if (graph.exec == nullptr) continue;
         const auto replay = [&](int) { graph.replay(); };
-        ranked.push_back({std::min(time_stream(replay, 3), time_stream(replay, 3)), launch});
+        ranked.push_back({std::min(time_stream(replay, 1, 1), time_stream(replay, 1, 0)), launch});
         continue;
       }
       const double once = time_stream(launch, 1);
@@ -300,16 +306,17 @@ struct Contestant {
 
 /// Runs the contestants by turns, and returns their medians, in microseconds, by name. Short
 /// samples without anything before them (--warm_us=0) give all contestants one clock, that of their
-/// common power draw. Else, in streams, each sample comes after `warm_up`, untimed, or without one
-/// after the contestant itself, so that each has the clock that its own power draw leaves it. Every
-/// round has a new order, because what ran before a contestant, not only right before, shows in its
-/// clock.
+/// common power draw. Else, in streams (`graph_launches` = 0), each sample comes after `warm_up`,
+/// untimed, or without one after the contestant itself, so that each has the clock that its own
+/// power draw leaves it. Every round has a new order, because what ran before a contestant, not
+/// only right before, shows in its clock.
 inline std::map<std::string, double> contest(benchmark::State& state,
                                              std::vector<Contestant>& contestants,
-                                             const Launch& warm_up, bool graphs) {
+                                             const Launch& warm_up, int graph_launches) {
+  const bool graphs = graph_launches > 0;
   if (graphs)
     for (Contestant& c : contestants)
-      c.graph = std::make_unique<Graph>(c.launch, c.graph_dependent);
+      c.graph = std::make_unique<Graph>(c.launch, graph_launches, c.graph_dependent);
   CHECK_CUDA(cudaStreamSynchronize(context.stream));
   std::vector<std::size_t> order(contestants.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -326,10 +333,10 @@ inline std::map<std::string, double> contest(benchmark::State& state,
         for (int i = 0; i < launches; ++i) before(i);
       }
       const Launch launch = graphs ? Launch([&](int) { c.graph->replay(); }) : c.launch;
-      const int per_launch = graphs ? kGraphLaunches : 1;
+      const int per_launch = graphs ? graph_launches : 1, least = graphs ? 1 : 3;
       const double once = c.us.empty() ? time_stream(launch, 2) : c.us.back() * per_launch;
-      const int launches = std::clamp(static_cast<int>(settings.sample_us / once), 3, 2000);
-      c.us.push_back(time_stream(launch, launches) / per_launch);
+      const int launches = std::clamp(static_cast<int>(settings.sample_us / once), least, 2000);
+      c.us.push_back(time_stream(launch, launches, graphs ? 1 : 2) / per_launch);
     }
     state.SetIterationTime(contestants[0].us.back() * 1e-6);
   }
