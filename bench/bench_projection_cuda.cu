@@ -48,6 +48,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int tokens : {128, 256}) add(ProjectionKernel::kSm90Turns, tokens, 128, 1);
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
+  add(ProjectionKernel::kSm90Wave, 128, 192, 1);
   for (int columns : {128, 192}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   add(ProjectionKernel::kSm90Halves, 128, 256, 1);
   if (args.x.extent(0) > 2048) return configs;

@@ -79,7 +79,17 @@ TEST_CASE("few tokens fill the device: more splits where there are fewer columns
   ProjectionShape deep{DType::kBF16, 16, 2048, 128, 16, 0};
   const ProjectionConfig few = pick(deep, kH100);
   CHECK(few.kernel == ProjectionKernel::kSm90Small);
-  CHECK(few.splits > 1);
+  CHECK(few.splits == 3);
+  CHECK(few.tile_tokens == 16);
+  deep.tokens = 17;
+  CHECK(pick(deep, kH100).tile_tokens == 32);
+  CHECK(pick(deep, kH100).splits == 3);
+  deep.tokens = 33;  // two tiles of tokens
+  CHECK(pick(deep, kH100).tile_tokens == 32);
+  CHECK(pick(deep, kH100).splits == 1);
+  deep.heads = 23;  // 46 columns of tiles, three times that are more than the multiprocessors
+  deep.tokens = 16;
+  CHECK(pick(deep, kH100).splits == 1);
 }
 
 TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][config]") {
@@ -91,7 +101,8 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
        {Case{16, 128, 16, 64}, Case{64, 64, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 32, 64},
         Case{129, 16, 64, 64}, Case{128, 64, 128, 64}, Case{256, 16, 64, 64}, Case{257, 16, 96, 64},
         Case{512, 16, 128, 64}, Case{768, 16, 96, 128}, Case{1100, 16, 144, 128},
-        Case{1280, 16, 160, 128}, Case{300, 64, 160, 128}}) {
+        Case{1280, 16, 160, 128}, Case{300, 64, 160, 128}, Case{33, 128, 64, 64},
+        Case{64, 300, 64, 64}, Case{129, 128, 144, 128}, Case{160, 128, 160, 128}}) {
     INFO(c.tokens << " tokens, " << c.heads << " heads");
     const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
     CHECK(config.kernel == ProjectionKernel::kSm90Small);
@@ -99,26 +110,30 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     CHECK(config.tile_columns == c.tile_columns);
     CHECK(config.splits == 1);
   }
-  CHECK(pick(deepseek(32), kH100, true).tile_columns == 128);
+  CHECK(pick(deepseek(32), kH100, true).tile_columns == 64);
   CHECK(pick(deepseek(512, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
 }
 
 TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones are more",
           "[cuda][config]") {
-  const auto turns = [](std::int64_t tokens, std::int64_t heads) {
-    const ProjectionConfig c = pick(deepseek(tokens, heads), kH100);
+  const auto turns = [](std::int64_t tokens, std::int64_t heads, bool dependent = false) {
+    const ProjectionConfig c = pick(deepseek(tokens, heads), kH100, dependent);
     return c.kernel == ProjectionKernel::kSm90Turns ? c.tile_tokens : 0;
   };
-  CHECK(turns(32, 128) == 0);
-  CHECK(turns(33, 128) == 128);
-  CHECK(turns(64, 99) == 0);  // three quarters of the multiprocessors
-  CHECK(turns(64, 100) == 128);
-  CHECK(turns(64, 133) == 0);
-  CHECK(turns(128, 128) == 128);
-  CHECK(turns(129, 128) == 256);
-  CHECK(turns(256, 132) == 256);
-  CHECK(turns(256, 133) == 0);
+  CHECK(turns(64, 128) == 0);
+  CHECK(turns(65, 128) == 128);
+  CHECK(turns(128, 132) == 128);
+  CHECK(turns(128, 133) == 0);
+  CHECK(turns(129, 128) == 0);  // tiles of 144 and 160
+  CHECK(turns(129, 128, true) == 256);
+  CHECK(turns(160, 128, true) == 256);
+  CHECK(turns(161, 128) == 256);
+  CHECK(turns(224, 128) == 256);
+  CHECK(turns(225, 128) == 0);  // sm90_resident
+  CHECK(turns(256, 132, true) == 256);
+  CHECK(turns(256, 133, true) == 0);
   CHECK(turns(257, 128) == 0);
+  CHECK(pick(deepseek(225, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
   CHECK(turns(256, 64) == 128);
   CHECK(turns(512, 64) == 256);
   CHECK(turns(1024, 16) == 128);
@@ -168,12 +183,15 @@ TEST_CASE("ranges of sm90_resident divide the row blocks where that costs little
       }
 }
 
-TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not fit sm90_turns",
+TEST_CASE("sm90_wave where its tiles are one wave and x does not fit sm90_turns",
           "[cuda][config]") {
-  const auto kernel = [](std::int64_t tokens, std::int64_t heads) {
+  const auto picked = [](std::int64_t tokens, std::int64_t heads) {
     ProjectionShape s = deepseek(tokens, heads);
     s.kv_dim = 1536;
-    return pick(s, kH100).kernel;
+    return pick(s, kH100);
+  };
+  const auto kernel = [&](std::int64_t tokens, std::int64_t heads) {
+    return picked(tokens, heads).kernel;
   };
   for (std::int64_t heads : {67, 128, 132}) {
     for (std::int64_t tokens : {161, 200, 256})
@@ -187,7 +205,14 @@ TEST_CASE("sm90_wave where its tiles of 256 tokens are one wave and x does not f
   CHECK(kernel(2816, 12) == ProjectionKernel::kSm90Wave);
   CHECK(kernel(2817, 12) == ProjectionKernel::kSm90Stream);  // 144 tiles of 256 x 128
   CHECK(kernel(2048, 16) == ProjectionKernel::kSm90Wave);
-  CHECK(kernel(700, 32) == ProjectionKernel::kSm90Stream);  // 132 tiles of 128 x 192
+  CHECK(picked(2816, 12).tile_tokens == 256);
+  for (const auto& [tokens, heads] : {std::pair{700, 32}, {2048, 12}}) {  // 132 and 128 tiles
+    CHECK(kernel(tokens, heads) == ProjectionKernel::kSm90Wave);
+    CHECK(picked(tokens, heads).tile_tokens == 128);
+    CHECK(picked(tokens, heads).tile_columns == 192);
+  }
+  CHECK(kernel(2049, 12) == ProjectionKernel::kSm90Wave);  // 136 tiles: 256 x 128
+  CHECK(picked(2049, 12).tile_tokens == 256);
 }
 
 TEST_CASE("sm90_small keeps at least two slots and within the memory it is given",
@@ -217,7 +242,8 @@ TEST_CASE("the tile follows how it fills the device", "[cuda][config]") {
   CHECK(tile(65536, 1536, 128) == std::pair(128, 256));
   CHECK(tile(4096, 1536, 128) == std::pair(128, 192));  // 256 tiles: two whole rounds
   CHECK(tile(16384, 768, 64) == std::pair(128, 256));
-  CHECK(tile(2048, 768, 64) == std::pair(96, 128));  // 132 tiles: one wave
+  CHECK(tile(2048, 768, 64) == std::pair(96, 128));   // 132 tiles: one wave
+  CHECK(tile(4096, 768, 64) == std::pair(128, 192));  // 128 tiles
   CHECK(tile(512, 768, 64) == std::pair(64, 64));
   CHECK(tile(1536, 1536, 128) == std::pair(144, 128));  // 132 tiles, too
   CHECK(tile(1600, 1536, 128) == std::pair(160, 128));
@@ -277,7 +303,9 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
   CHECK(message({ProjectionKernel::kSm90Turns, 64, 128, 1, ""}, deepseek(256), kH100) ==
         "config.tile_tokens: expected this kernel's tile = 128, got 64");
   CHECK(message({ProjectionKernel::kSm90Wave, 128, 128, 1, ""}, deepseek(256), kH100) ==
-        "config.tile_tokens: expected this kernel's tile = 256, got 128");
+        "config.tile_columns: expected this kernel's tile = 192, got 128");
+  CHECK(message({ProjectionKernel::kSm90Wave, 192, 128, 1, ""}, deepseek(256), kH100) ==
+        "config.tile_tokens: expected this kernel's tile = 256, got 192");
   CHECK(
       message({ProjectionKernel::kSm80, 64, 64, 1, ""}, deepseek(64), kH100).find("tile_tokens") !=
       std::string::npos);

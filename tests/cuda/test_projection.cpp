@@ -106,6 +106,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
   for (int tokens : {128, 256}) add(ProjectionKernel::kSm90Turns, tokens, 128, 1);
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
+  add(ProjectionKernel::kSm90Wave, 128, 192, 1);
   for (int columns : {128, 192}) add(ProjectionKernel::kSm90Stream, 128, columns, 1);
   add(ProjectionKernel::kSm90Halves, 128, 256, 1);
   for (int tokens : bda::cuda::detail::kSmallTokens)

@@ -39,7 +39,7 @@ enum class ProjectionKernel {
   kSm80Resident,  // the same, x stays in shared memory over the heads
   kSm90Small,     // sm_90a, one wave of tiles: as much of C and x in flight at once as fits
   kSm90Turns,   // sm_90a, up to 384 rest channels, one wave: x stays, two blocks of columns in turn
-  kSm90Wave,    // sm_90a, one wave of tiles of 256 tokens: C as fast as memory gives it
+  kSm90Wave,    // sm_90a, one wave of tiles of 256 x 128 or 128 x 192: C as fast as memory gives it
   kSm90Stream,  // sm_90a, any depth: x and C stream through one ring
   kSm90Halves,  // sm_90a, from 320 rest channels: the halves of a tile end at different times
   kSm90Resident,  // sm_90a, width 128 and 384 rest channels: x stays in registers over the heads
@@ -110,16 +110,13 @@ constexpr int small_slots(const ProjectionShape& s, const ProjectionConfig& c,
 
 /// Chunks of C that sm90_small asks for before x. What comes from memory and what comes from L2
 /// queue in one line: with all of C ahead x is the last to come, and all products wait for it; with
-/// none, memory idles while x comes. A dependent launch whose CTAs start beside those of the kernel
-/// before has the time for all of C; one whose CTAs wait for their multiprocessors, for half of it.
-constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, int slots,
-                          bool dependent) {
+/// none, memory idles while x comes. A dependent launch has the time for more of it.
+constexpr int small_ahead(const ProjectionShape& s, const ProjectionConfig& c, bool dependent) {
   const std::int64_t slice = ceil_div(ceil_div(s.rest(), 64), c.splits), half = ceil_div(slice, 2);
-  const bool beside =
-      small_shared_bytes(slots, c.tile_tokens, c.tile_columns, c.splits) <= kSharedBytesOfTwo;
-  if (dependent) return static_cast<int>(beside ? slice : std::min<std::int64_t>(half, 4));
-  const std::int64_t most = c.tile_tokens > 64 ? 2 : c.tile_tokens == 64 ? 3 : half;
-  return static_cast<int>(std::min(half, most));
+  const bool large = c.tile_tokens > 64;
+  if (!dependent) return static_cast<int>(std::min<std::int64_t>(half, large ? 2 : 3));
+  return static_cast<int>(large ? std::min<std::int64_t>(half, 4)
+                                : std::clamp<std::int64_t>(slice - 2, 1, 8));
 }
 
 /// Rows of `parts` parts that share `tokens` evenly: the copy engine is slow over boxes that reach
@@ -230,7 +227,7 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
         return unsupported("rest", "at most 384 (sm90_turns)", 384, shape.rest());
       return one_wave(config.tile_tokens == 256 ? tile(256, 128) : tile(128, 128));
     case ProjectionKernel::kSm90Wave:
-      return one_wave(tile(256, 128));
+      return one_wave(config.tile_tokens == 128 ? tile(128, 192) : tile(256, 128));
     case ProjectionKernel::kSm90Stream:
       if (config.tile_columns != 128 && config.tile_columns != 192)
         return unsupported("config.tile_columns", "128 or", 192, config.tile_columns);
@@ -328,22 +325,13 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   const std::int64_t most = device.multiprocessors;
   const bool deep = s.rest() / 64 > 12;
   if (s.tokens <= 64) {
-    // From 33 tokens on, where its tiles fill the device, sm90_turns is faster.
-    if (const std::int64_t tiles = tile_count(s, 128, 128);
-        s.tokens > 32 && s.rest() <= 384 && tiles <= most && 4 * tiles > 3 * most)
-      return false;
-    // Every token tile brings C anew: one, unless C is short and that leaves half of the
-    // multiprocessors idle.
+    // Every token tile brings C anew: one, unless two or more are no more than a wave.
     while (config.tile_tokens < s.tokens &&
-           (deep || 2 * tile_count(s, config.tile_tokens, 64) > most))
+           ((deep && config.tile_tokens < 32) || 2 * tile_count(s, config.tile_tokens, 64) > most))
       config.tile_tokens *= 2;
-    // Launched early, C is there first, and what counts is how often x is brought.
-    if (dependent && config.tile_tokens >= 32 && tile_count(s, config.tile_tokens, 128) >= 64)
-      config.tile_columns = 128;
     // Splitting the channels pays where a CTA would have many of them to itself.
-    if (config.tile_columns == 64 && config.tile_tokens <= 32 && deep)
-      while (config.splits < 4 && 2 * config.splits * tile_count(s, config.tile_tokens, 64) <= most)
-        config.splits *= 2;
+    if (deep && s.tokens <= config.tile_tokens && 3 * tile_count(s, config.tile_tokens, 64) <= most)
+      config.splits = 3;
     return validate(config, s, device).ok();
   }
   // From the smallest tile up, which leaves each multiprocessor the least to multiply.
@@ -355,9 +343,9 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     if (tokens == 32 && (s.tokens > 128 || deep)) continue;
     // Large ones bring C of all their columns before they store anything. sm90_turns, if it holds
     // x, is better than 128 x 128, than 96 x 128 where its tiles fill three quarters of the device,
-    // and than all of them where one row of tiles is the whole.
+    // and launched early than all of them where one row of tiles is the whole.
     if (tokens * columns > 128 * 64 && s.rest() <= 384 &&
-        (tokens == 128 || s.tokens <= tokens ||
+        (tokens == 128 || (dependent && s.tokens <= tokens) ||
          (tokens == 96 && 4 * tile_count(s, 128, 128) > 3 * most)))
       return false;
     config.tile_tokens = tokens;
@@ -380,15 +368,26 @@ inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
   return false;
 }
 
-/// Whether sm90_wave is the fastest where sm90_turns cannot hold x and sm90_small's tiles do not
-/// cover the output in one wave: its own do, and fill more than half of the device; and, above 256
-/// tokens, where every row of tiles brings C, pick_stream would take sm90_halves. Measured on an
-/// H100 at 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels, and at 12 to
-/// 32 heads of 700 to 5000 tokens.
-inline bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
-  const std::int64_t tiles = tile_count(s, 256, 128);
-  return s.tokens > 128 && tiles <= device.multiprocessors && 2 * tiles > device.multiprocessors &&
-         (s.tokens <= 256 || pick_stream(s, device).kernel == ProjectionKernel::kSm90Halves);
+/// sm90_wave, where sm90_turns cannot hold x, sm90_small's tiles do not cover the output in one
+/// wave, and its own do; else false. Those of 256 x 128 where they fill more than half of the
+/// device; and, above 256 tokens, where every row of tiles brings C, where pick_stream would take
+/// sm90_halves; those of 128 x 192 where it would take sm90_stream's. Measured on an H100 at 96 to
+/// 128 heads of width 128 and 240 of 64, with up to 1408 rest channels, and at 12 to 32 heads of
+/// 700 to 5000 tokens.
+inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
+                      ProjectionConfig& config) {
+  const std::int64_t most = device.multiprocessors, tiles = tile_count(s, 256, 128);
+  const ProjectionConfig stream = pick_stream(s, device);
+  if (s.tokens > 128 && tiles <= most && 2 * tiles > most &&
+      (s.tokens <= 256 || stream.kernel == ProjectionKernel::kSm90Halves)) {
+    config = {ProjectionKernel::kSm90Wave, 256, 128, 1,
+              "one wave of 256 tokens: C is brought as fast as memory gives it"};
+    return true;
+  }
+  config = {ProjectionKernel::kSm90Wave, 128, 192, 1,
+            "one wave of 192 columns: half of the output is stored beside the other's products"};
+  return stream.kernel == ProjectionKernel::kSm90Stream && stream.tile_columns == 192 &&
+         tile_count(s, 128, 192) <= most;
 }
 
 }  // namespace detail
@@ -407,16 +406,17 @@ inline bool is_one_wave(const ProjectionShape& s, const DeviceInfo& device) {
         "a width other than 64 and 128, or a depth or slice that is no multiple of 64");
   ProjectionConfig config;
   if (detail::pick_small(shape, device, dependent, config)) return config;
-  if (detail::pick_turns(shape, device, config)) return config;
-  if (detail::is_one_wave(shape, device))
-    return {ProjectionKernel::kSm90Wave, 256, 128, 1,
-            "one wave of 256 tokens: C is brought as fast as memory gives it"};
+  // With one unit a CTA there is nothing to keep x in registers for.
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,
                                   "width 128 over 384 channels: x in registers, C in turn"};
-  // With one unit a CTA there is nothing to keep x in registers for.
-  if (validate(resident, shape, device).ok() &&
-      detail::ceil_div(shape.tokens, 128) * shape.heads > device.multiprocessors)
-    return resident;
+  const bool fits_resident =
+      validate(resident, shape, device).ok() &&
+      detail::ceil_div(shape.tokens, 128) * shape.heads > device.multiprocessors;
+  // It stores earlier than sm90_turns, which has all of nearly 256 rows of x to wait for.
+  if (fits_resident && !dependent && shape.tokens > 224 && shape.tokens <= 256) return resident;
+  if (detail::pick_turns(shape, device, config)) return config;
+  if (fits_resident) return resident;
+  if (detail::pick_wave(shape, device, config)) return config;
   return detail::pick_stream(shape, device);
 }
 

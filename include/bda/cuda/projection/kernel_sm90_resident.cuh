@@ -42,6 +42,7 @@ struct Sm90ResidentParams {
   int units;
   TileOrder order;  // of the CTAs' ranges: rows of `order_columns`
   int order_columns;
+  std::uint64_t policy;  // of L2 for C
 };
 
 namespace sm90_resident {
@@ -100,8 +101,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     const auto fetch_coefficients = [&](int slot, const std::uint8_t* source) {
       const std::uint32_t target = ring + slot * kChunkBytes, barrier = full + 8 * slot;
       ptx::mbarrier_arrive_expect_bytes(barrier, kChunkBytes);
-      ptx::bulk_load(target, source, kBlockBytes, barrier);
-      ptx::bulk_load(target + kBlockBytes, source + kChunks * kBlockBytes, kBlockBytes, barrier);
+      ptx::bulk_load(target, source, kBlockBytes, barrier, p.policy);
+      ptx::bulk_load(target + kBlockBytes, source + kChunks * kBlockBytes, kBlockBytes, barrier,
+                     p.policy);
     };
     const auto fetch_x = [&](std::uint32_t target, std::uint32_t barrier, int chunk, int row) {
       ptx::mbarrier_arrive_expect_bytes(barrier, kChunkBytes);

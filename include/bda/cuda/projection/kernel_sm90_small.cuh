@@ -37,8 +37,9 @@ struct Sm90SmallParams {
   int slots;  // chunks in flight
   int rows;   // of a tile, at most kTokens: a multiple of 8, or of 16 where kSplit
   int basis_begin;
-  int ahead;        // chunks of C that are asked for before x
-  TileOrder order;  // where kSmallIsOrdered
+  int ahead;             // chunks of C that are asked for before x
+  TileOrder order;       // where kSmallIsOrdered
+  std::uint64_t policy;  // of L2 for C
 };
 
 /// Whether CTAs take their tiles in a TileOrder. Tiles of fewer tokens have few rows, and no time
@@ -93,14 +94,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
         static_cast<const std::uint8_t*>(p.coefficients) +
         (static_cast<std::int64_t>(first_block) * p.chunks + first_chunk + chunk) * kBlockBytes;
     ptx::mbarrier_arrive_expect_bytes(full + 8 * slot, blocks * kBlockBytes + p.rows * 128);
-    // Nobody reads C again soon; x and the output, where they are large enough to matter, stay.
-    const std::uint64_t policy = ptx::policy_evict_first();
     const auto load = [&](int group, const std::uint8_t* from) {
-      const std::uint32_t target = coefficients + (slot * kGroups + group) * kBlockBytes;
-      if constexpr (kTokens >= 64)
-        ptx::bulk_load(target, from, kBlockBytes, full + 8 * slot, policy);
-      else
-        ptx::bulk_load(target, from, kBlockBytes, full + 8 * slot);
+      ptx::bulk_load(coefficients + (slot * kGroups + group) * kBlockBytes, from, kBlockBytes,
+                     full + 8 * slot, p.policy);
     };
     load(0, source);
     if (kGroups == 2 && blocks == 2)

@@ -105,6 +105,8 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   // Up to four ranges a row block already lie as TileOrder would have them, and ranges that do not
   // divide the row blocks are no columns: these are one row, in the order of their indices.
   const bool ordered = length > 0 && heads / length > TileOrder::kRows;
+  // Where all CTAs read the same parts of C at the same time, nobody reads them again.
+  p.policy = length > 0 ? ptx::kEvictFirst : ptx::kEvictNormal;
   p.order_columns = static_cast<int>(ordered ? heads / length : ctas);
   p.order = TileOrder(ctas / p.order_columns, p.order_columns);
   const LaunchShape shape{grid_of(p.order), sm90_resident::kThreads, sizeof(sm90_resident::Shared)};
@@ -177,25 +179,27 @@ Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   // but not where a wave of CTAs has 256 rows of x, or two want the same C.
   const bool early = a.dependent_launch && (rows > 2 || (rows == 1 && kTokens == 128));
   p.opening = early ? Layout::kAhead : 2;
-  p.prefetch = rows > 1 ? 0 : kTokens == 256 ? 1 : 2;
+  p.prefetch = rows == 1 && kTokens == 256 ? 1 : 0;
   const LaunchShape shape{grid_of(p.order), Layout::kThreads, sizeof(Layout)};
   return launch("sm90_turns launch", sm90_turns_kernel<T, kTokens>, shape, a.dependent_launch,
                 stream, p);
 }
 
-template <class T>
+template <class T, int kTokens, int kColumns>
 Status run_wave(const ProjectionArguments<T>& a, cudaStream_t stream) {
   Sm90WaveParams p{};
   set_blocks(a, p);
-  if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
-  if (Status s = encode_out_map(a, p.width_blocks, p.out); !s.ok()) return s;
+  if (Status s = encode_rows_map<T>(a.x, kTokens / 2, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
   p.tokens = static_cast<int>(a.x.extent(0));
   // Launched early, C has memory to itself until x may be asked for, and must not hold that up.
   p.ahead = a.dependent_launch ? 2 : 3;
-  const std::int64_t columns = ceil_div(p.column_blocks, 2), rows = ceil_div(p.tokens, 256);
-  p.order = TileOrder(rows, columns);
-  const LaunchShape shape{grid_of(p.order), sm90_wave::kThreads, sizeof(sm90_wave::Shared)};
-  return launch("sm90_wave launch", sm90_wave_kernel<T>, shape, a.dependent_launch, stream, p);
+  const std::int64_t columns = ceil_div(p.column_blocks, kColumns / 64);
+  p.order = TileOrder(ceil_div(p.tokens, kTokens), columns);
+  const LaunchShape shape{grid_of(p.order), sm90_wave::kThreads,
+                          sizeof(sm90_wave::Shared<kTokens, kColumns>)};
+  return launch("sm90_wave launch", sm90_wave_kernel<T, kTokens, kColumns>, shape,
+                a.dependent_launch, stream, p);
 }
 
 template <class T, int kTokens, int kGroups, bool kSplit>
@@ -210,7 +214,8 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   p.split_chunks = p.chunks / config.splits;
   p.longer_splits = p.chunks % config.splits;
   p.slots = small_slots(a.shape(), config, device);
-  p.ahead = small_ahead(a.shape(), config, p.slots, a.dependent_launch);
+  p.ahead = small_ahead(a.shape(), config, a.dependent_launch);
+  p.policy = a.dependent_launch ? ptx::kEvictNormal : ptx::kEvictFirst;
   const std::int64_t columns = ceil_div(p.column_blocks, kGroups);
   const std::int64_t rows = ceil_div(a.x.extent(0), p.rows);
   p.order = TileOrder(rows, columns);
@@ -384,7 +389,8 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
         if (config.tile_tokens == 128) return detail::run_turns<T, 128>(args, device, stream);
         return detail::run_turns<T, 256>(args, device, stream);
       case ProjectionKernel::kSm90Wave:
-        return detail::run_wave(args, stream);
+        if (config.tile_tokens == 128) return detail::run_wave<T, 128, 192>(args, stream);
+        return detail::run_wave<T, 256, 128>(args, stream);
       case ProjectionKernel::kSm90Small:
         switch (config.tile_tokens) {
           case 16:
