@@ -175,10 +175,10 @@ Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   const std::int64_t rows = ceil_div(p.tokens, p.rows * (kTokens / 128));
   p.order = TileOrder(rows, columns);
   using Layout = sm90_turns::Shared<kTokens>;
-  // Measured: x must not queue behind much of C. A dependent launch has the time for more of it,
-  // but not where a wave of CTAs has 256 rows of x, or two want the same C.
-  const bool early = a.dependent_launch && (rows > 2 || (rows == 1 && kTokens == 128));
-  p.opening = early ? Layout::kAhead : 2;
+  // Measured: x must not queue behind much of C. A dependent launch has the time for more of it
+  // where all CTAs want the same 128 rows, or there are many rows of tiles.
+  const bool early = a.dependent_launch && (kTokens == 128 ? rows == 1 : rows > 2);
+  p.opening = early ? Layout::kAhead : kTokens == 128 ? 3 : 2;
   p.prefetch = rows == 1 && kTokens == 256 ? 1 : 0;
   const LaunchShape shape{grid_of(p.order), Layout::kThreads, sizeof(Layout)};
   return launch("sm90_turns launch", sm90_turns_kernel<T, kTokens>, shape, a.dependent_launch,
