@@ -16,8 +16,8 @@
 /// Roles:
 ///   producers, one thread for C, first of one block and then of the other, and one for each part
 ///     (up to 128 rows) of x. C runs only a few blocks ahead: what L2 holds queues behind what it
-///     has to ask memory for, so that with more in flight x would come late. With one tile of
-///     tokens, when nobody else fetches the same C, a little more of it is asked into L2;
+///     has to ask memory for, so that with more in flight x would come late. With one tile of 256
+///     tokens, whose ring is short, a little more of it is asked into L2;
 ///   a consumer warpgroup for each turn and part: starts its accumulators from the basis,
 ///     multiplies chunk by chunk as C arrives, and stores.
 ///
