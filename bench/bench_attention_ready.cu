@@ -119,12 +119,11 @@ void prefill(benchmark::State& state, std::int64_t heads, std::int64_t tokens) {
   const std::int64_t rest = kDim - kWidth, key_row = kWidth + kRope;
   const std::int64_t columns = heads * kPlainWidth;
   const DeviceInfo device = bda::cuda::query_device<T>();
-  const auto rotation = [](std::int64_t bytes) { return std::min(rotation_of(bytes), 24); };
   const std::int64_t weight_size = kDim * columns;
-  const int weight_sets = rotation(weight_size * 2);
+  const int weight_sets = rotation_of(weight_size * 2);
   const std::int64_t plain_size = tokens * columns, key_size = tokens * heads * key_row;
   const std::int64_t value_size = tokens * heads * kWidth;
-  const int sets = rotation((key_size + value_size) * 2);
+  const int sets = std::min(rotation_of((key_size + value_size) * 2), 24);
   const Buffer<T> weights(static_cast<std::size_t>(weight_sets * weight_size), 1, 0.05f);
   const Buffer<T> latent(static_cast<std::size_t>(tokens * kDim), 2, 1.0f);
   const Buffer<T> rope(static_cast<std::size_t>(tokens * kRope), 3, 1.0f);

@@ -54,7 +54,8 @@ std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
   if (args.x.extent(0) > 2048) return configs;
   for (int columns : {64, 128})
     for (int tokens : bda::cuda::detail::kSmallTokens)
-      for (int splits : {1, 2, 4, 6, 8}) add(ProjectionKernel::kSm90Small, tokens, columns, splits);
+      for (int splits : {1, 2, 3, 4, 6, 8})
+        add(ProjectionKernel::kSm90Small, tokens, columns, splits);
   return configs;
 }
 

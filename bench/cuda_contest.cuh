@@ -36,8 +36,9 @@ namespace bda_bench {
 
 constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;  // for cublasLt
 
-/// What the weights rotate through: eight times the L2 of an H100. Twice is not enough: data that
-/// was loaded evict-first pushes out its like, so that a third of it was still there.
+/// What the weights of a graph's launches rotate through: eight times the L2 of an H100. Twice is
+/// not enough: data that was loaded evict-first pushes out its like, so that a third of it was
+/// still there.
 constexpr std::int64_t kRotatedBytes = std::int64_t{400} << 20;
 constexpr int kGraphLaunches = 24;  // at least; and each of the rotated weights once
 
@@ -274,7 +275,9 @@ std::vector<Ranked> rank_products(const std::vector<typename BlasProduct<T, Out>
         const Graph graph(launch, graph_launches, false);
         if (graph.exec == nullptr) continue;
         const auto replay = [&](int) { graph.replay(); };
-        ranked.push_back({std::min(time_stream(replay, 1, 1), time_stream(replay, 1, 0)), launch});
+        ranked.push_back(
+            {std::min(time_stream(replay, 1, 1), time_stream(replay, 1, 0)) / graph_launches,
+             launch});
         continue;
       }
       const double once = time_stream(launch, 1);

@@ -34,17 +34,18 @@ TEST_CASE("every choice is one its kernel accepts", "[cuda][config]") {
         for (std::int64_t rest : {8, 64, 384, 448, 704, 1408, 1920, 4096})
           for (std::int64_t heads : {1, 3, 12, 16, 128, 70000})
             for (std::int64_t begin : {0, 8, 64})
-              for (std::int64_t tokens : {1, 2, 16, 17, 64, 65, 127, 128, 129, 512, 513, 70000}) {
+              for (std::int64_t tokens : {1, 2, 16, 17, 64, 65, 127, 128, 129, 240, 512, 70000}) {
                 if (begin > rest) continue;
                 const ProjectionShape s{dtype, tokens, rest + width, width, heads, begin};
-                const bool dependent = tokens % 2 == 0;
-                const ProjectionConfig c = pick(s, device, dependent);
-                INFO(name_of(c.kernel)
-                     << ' ' << c.tile_tokens << 'x' << c.tile_columns << " splits " << c.splits
-                     << " for width " << width << " rest " << rest);
-                const bda::Status status = validate(c, s, device);
-                INFO(status.message());
-                if (!status.ok() || c.why[0] == 0) FAIL("not accepted");
+                for (bool dependent : {false, true}) {
+                  const ProjectionConfig c = pick(s, device, dependent);
+                  INFO(name_of(c.kernel)
+                       << ' ' << c.tile_tokens << 'x' << c.tile_columns << " splits " << c.splits
+                       << " for width " << width << " rest " << rest);
+                  const bda::Status status = validate(c, s, device);
+                  INFO(status.message());
+                  if (!status.ok() || c.why[0] == 0) FAIL("not accepted");
+                }
               }
 }
 
@@ -86,6 +87,9 @@ TEST_CASE("few tokens fill the device: more splits where there are fewer columns
   CHECK(pick(deep, kH100).splits == 3);
   deep.tokens = 33;  // two tiles of tokens
   CHECK(pick(deep, kH100).tile_tokens == 32);
+  CHECK(pick(deep, kH100).splits == 1);
+  deep.heads = 20;
+  deep.tokens = 64;
   CHECK(pick(deep, kH100).splits == 1);
   deep.heads = 23;  // 46 columns of tiles, three times that are more than the multiprocessors
   deep.tokens = 16;
@@ -134,6 +138,9 @@ TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones
   CHECK(turns(256, 133, true) == 0);
   CHECK(turns(257, 128) == 0);
   CHECK(pick(deepseek(225, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
+  CHECK(turns(256, 99) == 256);  // three quarters of the multiprocessors
+  CHECK(turns(256, 100) == 0);
+  CHECK(turns(256, 101) == 256);  // odd: no CTA has two heads of one row block
   CHECK(turns(256, 64) == 128);
   CHECK(turns(512, 64) == 256);
   CHECK(turns(1024, 16) == 128);
@@ -211,7 +218,9 @@ TEST_CASE("sm90_wave where its tiles are one wave and x does not fit sm90_turns"
     CHECK(picked(tokens, heads).tile_tokens == 128);
     CHECK(picked(tokens, heads).tile_columns == 192);
   }
-  CHECK(kernel(2049, 12) == ProjectionKernel::kSm90Wave);  // 136 tiles: 256 x 128
+  CHECK(kernel(129, 98) == ProjectionKernel::kSm90Small);
+  CHECK(kernel(128, 150) == ProjectionKernel::kSm90Stream);  // 100 tiles of 128 x 192, one row
+  CHECK(kernel(2049, 12) == ProjectionKernel::kSm90Wave);    // 136 tiles: 256 x 128
   CHECK(picked(2049, 12).tile_tokens == 256);
 }
 

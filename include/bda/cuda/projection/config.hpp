@@ -325,12 +325,14 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
   const std::int64_t most = device.multiprocessors;
   const bool deep = s.rest() / 64 > 12;
   if (s.tokens <= 64) {
-    // Every token tile brings C anew: one, unless two or more are no more than a wave.
+    // Every token tile brings C anew: one, unless more leave half of the multiprocessors idle and C
+    // is short.
     while (config.tile_tokens < s.tokens &&
            ((deep && config.tile_tokens < 32) || 2 * tile_count(s, config.tile_tokens, 64) > most))
       config.tile_tokens *= 2;
     // Splitting the channels pays where a CTA would have many of them to itself.
-    if (deep && s.tokens <= config.tile_tokens && 3 * tile_count(s, config.tile_tokens, 64) <= most)
+    if (deep && config.tile_tokens <= 32 && s.tokens <= config.tile_tokens &&
+        3 * tile_count(s, config.tile_tokens, 64) <= most)
       config.splits = 3;
     return validate(config, s, device).ok();
   }
@@ -371,14 +373,15 @@ inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
 /// sm90_wave, where sm90_turns cannot hold x, sm90_small's tiles do not cover the output in one
 /// wave, and its own do; else false. Those of 256 x 128 where they fill more than half of the
 /// device; and, above 256 tokens, where every row of tiles brings C, where pick_stream would take
-/// sm90_halves; those of 128 x 192 where it would take sm90_stream's. Measured on an H100 at 96 to
-/// 128 heads of width 128 and 240 of 64, with up to 1408 rest channels, and at 12 to 32 heads of
-/// 700 to 5000 tokens.
+/// sm90_halves; those of 128 x 192 where it would take sm90_stream's. Measured on an H100 above 128
+/// tokens: at 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels, and at 12
+/// to 32 heads of 700 to 5000 tokens.
 inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
                       ProjectionConfig& config) {
   const std::int64_t most = device.multiprocessors, tiles = tile_count(s, 256, 128);
+  if (s.tokens <= 128) return false;
   const ProjectionConfig stream = pick_stream(s, device);
-  if (s.tokens > 128 && tiles <= most && 2 * tiles > most &&
+  if (tiles <= most && 2 * tiles > most &&
       (s.tokens <= 256 || stream.kernel == ProjectionKernel::kSm90Halves)) {
     config = {ProjectionKernel::kSm90Wave, 256, 128, 1,
               "one wave of 256 tokens: C is brought as fast as memory gives it"};
@@ -388,6 +391,14 @@ inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
             "one wave of 192 columns: half of the output is stored beside the other's products"};
   return stream.kernel == ProjectionKernel::kSm90Stream && stream.tile_columns == 192 &&
          tile_count(s, 128, 192) <= most;
+}
+
+/// Whether sm90_resident is ahead of sm90_turns, which has all of nearly 256 rows of x to wait for
+/// before it stores anything: ordinary launches, two heads for every CTA. Measured on an H100 at
+/// 128 heads.
+constexpr bool stores_earlier_resident(const ProjectionShape& s, const DeviceInfo& device) {
+  return s.tokens > 224 && s.tokens <= 256 && 4 * s.heads > 3 * device.multiprocessors &&
+         aligned_range(2 * s.heads, s.heads, device.multiprocessors) == 2;
 }
 
 }  // namespace detail
@@ -412,8 +423,8 @@ inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
   const bool fits_resident =
       validate(resident, shape, device).ok() &&
       detail::ceil_div(shape.tokens, 128) * shape.heads > device.multiprocessors;
-  // It stores earlier than sm90_turns, which has all of nearly 256 rows of x to wait for.
-  if (fits_resident && !dependent && shape.tokens > 224 && shape.tokens <= 256) return resident;
+  if (fits_resident && !dependent && detail::stores_earlier_resident(shape, device))
+    return resident;
   if (detail::pick_turns(shape, device, config)) return config;
   if (fits_resident) return resident;
   if (detail::pick_wave(shape, device, config)) return config;

@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
         ptx::mbarrier_arrive_expect_bytes(partials_full,
                                           (splits - 1) * pairs * kGroups * kPairBytes);
       }
-      // C does not depend on the kernel before, x and out do: some or all of C goes ahead
+      // C does not depend on the kernel before, x and out do: some of C goes ahead
       // (detail::small_ahead), the rest together with x, so that the products keep pace.
 #pragma unroll 1
       for (int slot = turn; slot < ahead; slot += 4) fetch_coefficients(slot, slot);

@@ -10,7 +10,7 @@
 #include "bda/cuda/ptx/wgmma.cuh"
 
 /// Any depth on sm_90a where tiles of 256 tokens x 128 columns, or of 128 x 192, cover the output
-/// in one wave: C comes as fast as memory gives it, and of up to 256 tokens once.
+/// in one wave: C comes as fast as memory gives it, and for one row of tiles once.
 ///
 /// Roles:
 ///   producers, one thread for C and one for each half of the rows of x, each with its own ring. C
@@ -47,7 +47,7 @@ struct Shared {
   static constexpr int kParts = kTokens / 128;   // of 64 rows, of a warpgroup
   static constexpr int kColumnSlots = 6, kRowSlots = kParts == 2 ? 4 : 5;
   static constexpr int kLag = kParts == 2 ? 2 : 4;  // chunks between the warpgroups
-  // The second one's rows are asked for once C of as many chunks on is there; 0: at once.
+  // The second one's rows are asked for when C has arrived this many chunks further on; 0: at once.
   static constexpr int kHold = kParts == 2 ? 0 : 2;
   static constexpr std::uint32_t kColumnBytes = kBlocks * kBlockBytes;  // of a chunk
   static constexpr std::uint32_t kRowBytes = kParts * kBlockBytes;      // of a chunk and half

@@ -176,7 +176,7 @@ Status run_turns(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   p.order = TileOrder(rows, columns);
   using Layout = sm90_turns::Shared<kTokens>;
   // Measured: x must not queue behind much of C. A dependent launch has the time for more of it
-  // where all CTAs want the same 128 rows, or there are many rows of tiles.
+  // where all CTAs want the same 128 rows, and in tiles of 256 where there are several rows.
   const bool early = a.dependent_launch && (kTokens == 128 ? rows == 1 : rows > 2);
   p.opening = early ? Layout::kAhead : kTokens == 128 ? 3 : 2;
   p.prefetch = rows == 1 && kTokens == 256 ? 1 : 0;

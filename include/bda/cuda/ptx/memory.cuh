@@ -215,7 +215,7 @@ __device__ __forceinline__ void fence_proxy_async() {
 /// tokens of 128 heads in 13.0 us in place of 12.4.)
 inline constexpr std::uint64_t kEvictFirst = 0x12f0000000000000, kEvictNormal = 0x1000000000000000;
 
-/// For data that nobody in this kernel reads again.
+/// For data that nobody reads again soon.
 __device__ __forceinline__ std::uint64_t policy_evict_first() { return kEvictFirst; }
 
 // ---- 9.7.9.25.3 cp.async (sm_80)
