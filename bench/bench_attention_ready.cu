@@ -300,7 +300,7 @@ void decode(benchmark::State& state, AbsorbedProduct which, std::int64_t heads,
   const DeviceInfo device = bda::cuda::query_device<T>();
   const std::int64_t depth = query ? kWidth : kDim, columns = query ? kDim : kWidth;
   const std::int64_t weight_size = heads * kDim * kWidth;  // the original's; ours is smaller
-  const int sets = rotation_of(weight_size * 2), graph_launches = std::max(sets, kGraphLaunches);
+  const int sets = rotation_of(weight_size * 2);
   const Buffer<T> weights(static_cast<std::size_t>(sets * weight_size), 1, 0.05f);
   const Buffer<T> x(static_cast<std::size_t>(tokens * heads * depth), 2, 1.0f);
   const Buffer<T> out(static_cast<std::size_t>(tokens * heads * columns), 3, 1.0f);
@@ -349,15 +349,14 @@ void decode(benchmark::State& state, AbsorbedProduct which, std::int64_t heads,
     s.out_batch = columns;
     return s;
   };
-  const std::vector<Ranked> ranked = rank_products<T>({shape(false), shape(true)}, weight, x.data,
-                                                      nullptr, out.data, graph_launches);
+  const std::vector<Ranked> ranked =
+      rank_products<T>({shape(false), shape(true)}, weight, x.data, nullptr, out.data, sets);
   if (ranked.empty()) return state.SkipWithError("cublasLt has no product of this shape");
   for (std::size_t i = 0; i < std::min<std::size_t>(2, ranked.size()); ++i) {
     contestants.push_back({"batched" + std::to_string(i), ranked[i].launch});
     contestants.push_back({"batched" + std::to_string(i) + "_dependent", ranked[i].launch, true});
   }
-  std::map<std::string, double> us =
-      counted_contest(state, contestants, ranked[0].launch, graph_launches);
+  std::map<std::string, double> us = counted_contest(state, contestants, ranked[0].launch, sets);
   const auto least = [&](const char* suffix) {
     double best = us["batched0" + std::string(suffix)];
     if (const auto it = us.find("batched1" + std::string(suffix)); it != us.end())

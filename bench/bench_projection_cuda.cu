@@ -79,7 +79,7 @@ void project(benchmark::State& state, std::int64_t kv_dim, std::int64_t width, s
 
   std::vector<Contestant> contestants;
   const bool graphs = tokens <= settings.graph_tokens;
-  const int graph_launches = graphs ? std::max(rotation, kGraphLaunches) : 0;
+  const int graph_launches = graphs ? rotation : 0;
   const auto add = [&](const std::string& name, const std::optional<ProjectionConfig>& config) {
     for (bool dependent : {false, true})
       contestants.push_back({name + (dependent ? "_dependent" : ""), [=](int i) {

@@ -40,9 +40,8 @@ constexpr std::size_t kWorkspaceBytes = std::size_t{64} << 20;  // for cublasLt
 /// not enough: data that was loaded evict-first pushes out its like, so that a third of it was
 /// still there.
 constexpr std::int64_t kRotatedBytes = std::int64_t{400} << 20;
-constexpr int kGraphLaunches = 24;  // at least; and each of the rotated weights once
 
-/// How many weights of `bytes` there are to rotate.
+/// How many weights of `bytes` there are to rotate: also the launches of a graph.
 inline int rotation_of(std::int64_t bytes) { return static_cast<int>(kRotatedBytes / bytes + 1); }
 
 /// Flags besides Google Benchmark's: --rounds=, --graph_tokens=, --warm_us=, --sample_us=,

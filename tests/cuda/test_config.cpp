@@ -34,7 +34,8 @@ TEST_CASE("every choice is one its kernel accepts", "[cuda][config]") {
         for (std::int64_t rest : {8, 64, 384, 448, 704, 1408, 1920, 4096})
           for (std::int64_t heads : {1, 3, 12, 16, 128, 70000})
             for (std::int64_t begin : {0, 8, 64})
-              for (std::int64_t tokens : {1, 2, 16, 17, 64, 65, 127, 128, 129, 240, 512, 70000}) {
+              for (std::int64_t tokens :
+                   {1, 2, 16, 17, 64, 65, 127, 128, 129, 240, 512, 513, 70000}) {
                 if (begin > rest) continue;
                 const ProjectionShape s{dtype, tokens, rest + width, width, heads, begin};
                 for (bool dependent : {false, true}) {
@@ -124,8 +125,14 @@ TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones
     const ProjectionConfig c = pick(deepseek(tokens, heads), kH100, dependent);
     return c.kernel == ProjectionKernel::kSm90Turns ? c.tile_tokens : 0;
   };
+  CHECK(turns(32, 128) == 0);
+  CHECK(turns(33, 128) == 0);
+  CHECK(turns(64, 99) == 0);
+  CHECK(turns(64, 100) == 0);
   CHECK(turns(64, 128) == 0);
+  CHECK(turns(64, 133) == 0);
   CHECK(turns(65, 128) == 128);
+  CHECK(turns(128, 128) == 128);
   CHECK(turns(128, 132) == 128);
   CHECK(turns(128, 133) == 0);
   CHECK(turns(129, 128) == 0);  // tiles of 144 and 160
@@ -134,7 +141,9 @@ TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones
   CHECK(turns(161, 128) == 256);
   CHECK(turns(224, 128) == 256);
   CHECK(turns(225, 128) == 0);  // sm90_resident
+  CHECK(turns(256, 132) == 0);
   CHECK(turns(256, 132, true) == 256);
+  CHECK(turns(256, 133) == 0);
   CHECK(turns(256, 133, true) == 0);
   CHECK(turns(257, 128) == 0);
   CHECK(pick(deepseek(225, 128), kH100).kernel == ProjectionKernel::kSm90Resident);

@@ -262,7 +262,7 @@ TEMPLATE_TEST_CASE("200 runs give the same bits", "[gpu][determinism]", __half, 
     Problem<T> p(tokens, 512, 128, 16, 0, {0, 0, false, true});
     for (ProjectionConfig config : all_configs(p.args.shape(), device)) {
       if (config.kernel == ProjectionKernel::kSm90Small && tokens > 515) continue;
-      if (config.splits == 2 || config.splits == 5) continue;
+      if (config.splits == 2) continue;  // another of the splits that are there
       INFO(describe(config, p.args.shape()));
       p.args.force = config;
       REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());

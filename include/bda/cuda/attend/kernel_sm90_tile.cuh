@@ -295,7 +295,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   if (lane == 0 && first_query + warp_row < p.queries) {
     for (int i = 0; i < kV; ++i)
       ptx::tensor_store(p.out, q + i * (128 * 128) + warp_row * 128, 64 * i, head,
-                        first_query + warp_row, batch, ptx::policy_evict_first());
+                        first_query + warp_row, batch, ptx::kEvictFirst);
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
   }

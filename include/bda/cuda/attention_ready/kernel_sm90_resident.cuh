@@ -496,10 +496,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         const int first_row = RowBlock::at(p, row / 128).row;
         if ((ptx::thread_index() & 31) == 0 && first_row + 16 * warp < p.tokens) {
           ptx::tensor_store(p.sides[side].out, ptx::shared_address(shared.output[warp]), 0,
-                            first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());
+                            first_row + 16 * warp, 0, to_head, ptx::kEvictFirst);
           if (side == 0 && p.rope_width > 0)
             ptx::tensor_store(p.rope_out, ptx::shared_address(shared.rope.tile) + warp * 2048, 0,
-                              first_row + 16 * warp, 0, to_head, ptx::policy_evict_first());
+                              first_row + 16 * warp, 0, to_head, ptx::kEvictFirst);
           ptx::bulk_commit();
         }
       }

@@ -372,15 +372,14 @@ inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
 
 /// sm90_wave, where sm90_turns cannot hold x, sm90_small's tiles do not cover the output in one
 /// wave, and its own do; else false. Those of 256 x 128 where they fill more than half of the
-/// device; and, above 256 tokens, where every row of tiles brings C, where pick_stream would take
-/// sm90_halves; those of 128 x 192 where it would take sm90_stream's. Measured on an H100 above 128
-/// tokens: at 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels, and at 12
-/// to 32 heads of 700 to 5000 tokens.
+/// device; and, above 256 tokens, where every row of tiles brings C, where pick_stream's choice,
+/// `stream`, is sm90_halves; those of 128 x 192 where it is sm90_stream's. Measured on an H100
+/// above 128 tokens: at 96 to 128 heads of width 128 and 240 of 64, with up to 1408 rest channels,
+/// and at 12 to 32 heads of 700 to 5000 tokens.
 inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
-                      ProjectionConfig& config) {
+                      const ProjectionConfig& stream, ProjectionConfig& config) {
   const std::int64_t most = device.multiprocessors, tiles = tile_count(s, 256, 128);
   if (s.tokens <= 128) return false;
-  const ProjectionConfig stream = pick_stream(s, device);
   if (tiles <= most && 2 * tiles > most &&
       (s.tokens <= 256 || stream.kernel == ProjectionKernel::kSm90Halves)) {
     config = {ProjectionKernel::kSm90Wave, 256, 128, 1,
@@ -427,8 +426,8 @@ constexpr bool stores_earlier_resident(const ProjectionShape& s, const DeviceInf
     return resident;
   if (detail::pick_turns(shape, device, config)) return config;
   if (fits_resident) return resident;
-  if (detail::pick_wave(shape, device, config)) return config;
-  return detail::pick_stream(shape, device);
+  const ProjectionConfig stream = detail::pick_stream(shape, device);
+  return detail::pick_wave(shape, device, stream, config) ? config : stream;
 }
 
 }  // namespace bda::inline v0::cuda

@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         for (int i = 0; i < 2; ++i)
           if (block + i < p.column_blocks)
             ptx::tensor_store(p.out, from + i * 2048, 0, row, (block + i) & (kWidthBlocks - 1),
-                              (block + i) >> (kWidthBlocks - 1), ptx::policy_evict_first());
+                              (block + i) >> (kWidthBlocks - 1), ptx::kEvictFirst);
         ptx::bulk_commit();
       }
     };

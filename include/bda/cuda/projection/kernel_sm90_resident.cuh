@@ -205,7 +205,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     int release_slot = 0;
     std::uint32_t rows_parity = 0, basis_parity = 0;
     bool next_is_full = false;
-    const std::uint64_t policy = ptx::policy_evict_first();
 
     // Fragment addresses: row l % 16 of the warp, 16-byte piece 2 j + l / 16 under the swizzle; the
     // 16 columns j are reached by XOR with 32 j.
@@ -323,7 +322,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       const int warp = turn - 4, row = stored_row + 16 * warp;
       if (leads && row < p.tokens) {
         ptx::tensor_store(p.out, ptx::shared_address(shared.output[warp]), 0, row, 0, stored_head,
-                          policy);
+                          ptx::kEvictFirst);
         ptx::bulk_commit();
       }
     };

@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
     const int half = block & (p.width_blocks - 1), head = block >> (p.width_blocks - 1);
     for (int pair = rank; pair < (kSplit ? p.rows / 16 : 1); pair += splits)
       ptx::tensor_store(p.out, basis + group * kRowsBytes + pair * 2048, 0, token + 16 * pair, half,
-                        head, ptx::policy_evict_first());
+                        head, ptx::kEvictFirst);
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
   }

@@ -170,7 +170,6 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     __syncthreads();
     ptx::claim_registers<240>();
     const int group = turn / 4 - 1, warp = turn & 3, lane = static_cast<int>(threadIdx.x) & 31;
-    const std::uint64_t policy = ptx::policy_evict_first();
     RingPosition<kSlots> at;
     const auto release = [&](int slot) {
       if (leads) ptx::mbarrier_arrive(empty + 8 * slot);
@@ -268,7 +267,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
           const int block = first_block + i;
           if (i < blocks)
             ptx::tensor_store(p.out, buffer(i), 0, row, block & (p.width_blocks - 1),
-                              block >> (p.width_blocks - 1), policy);
+                              block >> (p.width_blocks - 1), ptx::kEvictFirst);
         }
         ptx::bulk_commit();
       }

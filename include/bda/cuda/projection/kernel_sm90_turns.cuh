@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
       const std::uint32_t barrier = columns_full + 8 * block;
       ptx::mbarrier_arrive_expect_bytes(barrier, kBlockBytes);
       ptx::bulk_load(columns + block % kColumnSlots * kBlockBytes, source + block * kBlockBytes,
-                     kBlockBytes, barrier, ptx::policy_evict_first());
+                     kBlockBytes, barrier, ptx::kEvictFirst);
       if (p.prefetch > 0 && block + p.prefetch < blocks)
         ptx::bulk_prefetch(source + (block + p.prefetch) * kBlockBytes, kBlockBytes);
     };
@@ -262,7 +262,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(sm90_turns::Shared<kTokens>:
   ptx::barrier_sync(alone, 128);
   if (warp == 0 && leads) {
     ptx::tensor_store(p.out, buffer, 0, token + p.rows * part, block & (p.width_blocks - 1),
-                      block >> (p.width_blocks - 1), ptx::policy_evict_first());
+                      block >> (p.width_blocks - 1), ptx::kEvictFirst);
     ptx::bulk_commit();
     ptx::bulk_wait_read<0>();
   }

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         if (i < blocks)
           ptx::bulk_load(columns + slot * kColumnBytes + i * kBlockBytes,
                          source + static_cast<std::int64_t>(i) * p.chunks * kBlockBytes,
-                         kBlockBytes, barrier, ptx::policy_evict_first());
+                         kBlockBytes, barrier, ptx::kEvictFirst);
       source += kBlockBytes;
     };
     const std::uint32_t rows = ptx::shared_address(shared.rows[half]);
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         const int block = first_block + i;
         if (block < p.column_blocks)
           ptx::tensor_store(p.out, buffer + i * 2048, 0, row, block & (p.width_blocks - 1),
-                            block >> (p.width_blocks - 1), ptx::policy_evict_first());
+                            block >> (p.width_blocks - 1), ptx::kEvictFirst);
       }
       ptx::bulk_commit();
     }

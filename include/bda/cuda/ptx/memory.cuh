@@ -210,13 +210,10 @@ __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// 9.7.9.14 createpolicy: policies of L2 as it encodes them, evict_first, and that of an access
-/// that names none. (createpolicy's evict_normal is another value, and slower than either: 512
-/// tokens of 128 heads in 13.0 us in place of 12.4.)
+/// 9.7.9.14 createpolicy: policies of L2 as it encodes them, evict_first (data that nobody reads
+/// again soon), and that of an access that names none. (createpolicy's evict_normal is another
+/// value, and slower than either: 512 tokens of 128 heads in 13.0 us in place of 12.4.)
 inline constexpr std::uint64_t kEvictFirst = 0x12f0000000000000, kEvictNormal = 0x1000000000000000;
-
-/// For data that nobody reads again soon.
-__device__ __forceinline__ std::uint64_t policy_evict_first() { return kEvictFirst; }
 
 // ---- 9.7.9.25.3 cp.async (sm_80)
 
