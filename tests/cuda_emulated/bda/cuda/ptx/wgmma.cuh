@@ -1,0 +1,107 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+
+#include "bda/cuda/ptx/matrix.cuh"
+
+/// include/bda/cuda/ptx/wgmma.cuh, emulated.
+namespace bda_emulated {
+
+/// What one thread brings to a product; a null `a` where the first operand is in shared memory.
+struct Product {
+  float* d;
+  const std::uint32_t* a;
+  std::uint64_t descriptor_a, descriptor_b;
+  int accumulate;
+};
+
+/// Row `row`, column `k` (of 16) of the operand that `descriptor` says.
+template <class T>
+float operand(std::uint64_t descriptor, unsigned row, unsigned k) {
+  const auto base = static_cast<std::uint32_t>((descriptor & 0x3fff) << 4);
+  const auto pitch = static_cast<std::uint32_t>((descriptor >> 32 & 0x3fff) << 4);
+  const std::uint32_t address = swizzled(base + row / 8 * pitch + row % 8 * 128 + 2 * k);
+  check_fenced(address, 2);
+  std::uint16_t bits;
+  std::memcpy(&bits, shared(address, 2), 2);
+  return value<T>(bits);
+}
+
+template <class T, int N>
+void multiply(const std::array<Product, 128>& threads) {
+  float left[64][16], right[N][16];
+  for (unsigned t = 0; t < 128; ++t) {
+    const Product& p = threads[t];
+    if (p.a == nullptr) continue;
+    const unsigned row = t / 32 * 16 + t % 32 / 4, column = 2 * (t % 4);
+    for (unsigned q = 0; q < 4; ++q)
+      for (unsigned i = 0; i < 2; ++i)
+        left[row + 8 * (q % 2)][column + 8 * (q / 2) + i] =
+            value<T>(static_cast<std::uint16_t>(p.a[q] >> 16 * i));
+  }
+  for (unsigned k = 0; k < 16; ++k) {
+    if (threads[0].a == nullptr)
+      for (unsigned i = 0; i < 64; ++i) left[i][k] = operand<T>(threads[0].descriptor_a, i, k);
+    for (unsigned i = 0; i < N; ++i) right[i][k] = operand<T>(threads[0].descriptor_b, i, k);
+  }
+  for (unsigned t = 0; t < 128; ++t)
+    for (unsigned e = 0; e < N / 2; ++e) {
+      const unsigned row = t / 32 * 16 + t % 32 / 4 + 8 * (e / 2 % 2);
+      const unsigned column = 8 * (e / 4) + 2 * (t % 4) + e % 2;
+      float sum = 0;
+      for (unsigned k = 0; k < 16; ++k) sum += left[row][k] * right[column][k];
+      float& d = threads[t].d[e];
+      d = threads[t].accumulate != 0 ? d + sum : sum;
+    }
+}
+
+/// The registers are read and written when the product is made, not when it is asked for.
+template <class T, int N>
+void ask_for_product(Product mine) {
+  together(128, &mine, [](void* const* all) {
+    std::array<Product, 128> threads;
+    for (unsigned t = 0; t < 128; ++t) threads[t] = *static_cast<const Product*>(all[t]);
+    add_to_group(Queue::kProducts, [threads] { multiply<T, N>(threads); });
+  });
+}
+
+}  // namespace bda_emulated
+
+namespace bda::inline v0::cuda::ptx {
+
+inline void wgmma_fence() {}
+inline void wgmma_commit() {
+  bda_emulated::together(128, nullptr, [](void* const*) {
+    bda_emulated::commit_group(bda_emulated::Queue::kProducts);
+  });
+}
+template <int N>
+void wgmma_wait() {
+  bda_emulated::wait_for_groups(bda_emulated::Queue::kProducts, N);
+}
+template <int N>
+void delivered(float (&)[N]) {}
+template <int N>
+void give_up_registers() {}
+template <int N>
+void claim_registers() {}
+
+inline std::uint64_t matrix_descriptor(std::uint32_t shared) {
+  return std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | (shared & 0x3ffffu) >> 4;
+}
+
+template <class T, int N, int kTransposed = 0>
+void wgmma(float (&d)[N / 2], std::uint64_t descriptor_a, std::uint64_t descriptor_b,
+           int accumulate) {
+  static_assert(kTransposed == 0);
+  bda_emulated::ask_for_product<T, N>({d, nullptr, descriptor_a, descriptor_b, accumulate});
+}
+template <class T, int N = 128, int kTransposed = 0>
+void wgmma(float (&d)[N / 2], const std::uint32_t (&a)[4], std::uint64_t descriptor_b) {
+  static_assert(kTransposed == 0);
+  bda_emulated::ask_for_product<T, N>({d, a, 0, descriptor_b, 1});
+}
+
+}  // namespace bda::inline v0::cuda::ptx

@@ -1,0 +1,10 @@
+// The CUDA headers before the macros that would make them show their device code.
+#include "bda/cuda/ptx/wgmma.cuh"
+#include "runtime.hpp"
+
+#define __CUDA_ARCH__ 900
+#define __CUDA_ARCH_FEAT_SM90_ALL 1
+#include "bda/cuda/projection/projection.cuh"
+
+BDA_INSTANTIATE_CUDA_PROJECTION(__half);
+BDA_INSTANTIATE_CUDA_PROJECTION(__nv_bfloat16);

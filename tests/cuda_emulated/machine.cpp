@@ -1,0 +1,390 @@
+#include "machine.hpp"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <map>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bda/cuda/ptx/memory.cuh"
+
+// What a kernel reads of its place, and its shared memory.
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+namespace bda::inline v0::cuda {
+// For its addresses only.
+alignas(1024) std::uint8_t shared_bytes[bda_emulated::kSharedBytes];
+}  // namespace bda::inline v0::cuda
+
+namespace bda_emulated {
+namespace {
+
+constexpr std::size_t kStackBytes = 64 * 1024;
+constexpr unsigned kWarp = 32, kWarpgroup = 128, kPiece = 16;
+
+struct Groups {
+  std::deque<std::vector<std::function<void()>>> committed;
+  std::vector<std::function<void()>> open;
+
+  bool run_oldest() {
+    if (committed.empty()) return false;
+    const auto operations = std::move(committed.front());
+    committed.pop_front();
+    for (const auto& operation : operations) operation();
+    return true;
+  }
+};
+
+struct Thread {
+  ucontext_t context{};
+  std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes]};
+  bool done = false;
+  std::function<bool()> ready;  // null: may run
+  Groups stores, loads;
+  unsigned cluster_generation = 0;
+  std::vector<std::uint32_t> unfenced;  // pieces of 16 bytes that it wrote
+};
+
+struct Meeting {
+  std::array<void*, kWarpgroup> brought{};
+  unsigned arrived = 0, generation = 0;
+};
+
+struct NamedBarrier {
+  int arrived = 0, expected = 0;
+  unsigned generation = 0;
+};
+
+struct Mbarrier {
+  std::uint32_t arrivals = 0, pending = 0, phase = 0;
+  std::int64_t bytes = 0;
+};
+
+struct Cta {
+  Cta(uint3 at, unsigned count)
+      : place(at),
+        memory(kSharedBytes, 0xff),  // what nothing has brought is NaN
+        unfenced(kSharedBytes / kPiece, 0),
+        threads(count),
+        warps(count / kWarp),
+        warpgroups(count / kWarpgroup + 1),
+        products(count / kWarpgroup + 1) {}
+  uint3 place;
+  std::vector<std::uint8_t> memory;
+  std::vector<std::uint32_t> unfenced;  // of each 16 bytes: writes that no fence has followed yet
+  std::vector<Thread> threads;
+  std::vector<Meeting> warps, warpgroups;
+  std::vector<Groups> products;
+  std::array<NamedBarrier, 16> barriers{};
+  std::map<std::uint32_t, Mbarrier> mbarriers;
+  std::deque<std::function<void()>> copies;
+};
+
+/// CTAs that run at the same time.
+struct Cluster {
+  std::vector<std::unique_ptr<Cta>> ctas;
+  unsigned arrived = 0, generation = 0;
+};
+
+// The upper bits of a shared address: 0 in the CTA itself, else 1 + the rank in the cluster.
+constexpr std::uint32_t kRankShift = 24;
+
+Timing timing = Timing::kEarlyCopies;
+std::mt19937_64 chance;
+ucontext_t scheduler;
+Cluster* cluster = nullptr;
+Cta* cta = nullptr;    // whose thread or operation runs
+unsigned running = 0;  // the thread
+const std::function<void()>* body = nullptr;
+std::string error;
+
+Thread& self() { return cta->threads[running]; }
+
+void resume(Cta& of, unsigned thread) {
+  cta = &of;
+  running = thread;
+  blockIdx = of.place;
+  threadIdx = {thread, 0, 0};
+  swapcontext(&scheduler, &self().context);
+}
+
+void suspend() { swapcontext(&self().context, &scheduler); }
+
+void begin_thread() {
+  (*body)();
+  self().done = true;
+  suspend();
+}
+
+void run_copy(Cta& of, std::size_t at) {
+  cta = &of;
+  const auto copy = std::move(of.copies[at]);
+  of.copies.erase(of.copies.begin() + static_cast<std::ptrdiff_t>(at));
+  copy();
+}
+
+std::size_t any(std::size_t count) { return static_cast<std::size_t>(chance() % count); }
+
+/// One of the things nobody needs yet, by chance.
+void run_beside(Cta& of) {
+  if (!of.copies.empty()) run_copy(of, any(of.copies.size()));
+  cta = &of;
+  of.products[any(of.products.size())].run_oldest();
+  Thread& thread = of.threads[any(of.threads.size())];
+  thread.stores.run_oldest();
+  thread.loads.run_oldest();
+}
+
+/// When all threads wait: a copy is the only thing that can help them.
+bool run_what_is_waited_for() {
+  for (const auto& c : cluster->ctas) {
+    if (c->copies.empty()) continue;
+    run_copy(*c, timing == Timing::kRandom ? any(c->copies.size()) : 0);
+    return true;
+  }
+  return false;
+}
+
+/// Lets every thread of the warp that may run do so until it waits; whether there was one.
+bool run_warp(Cta& of, unsigned warp) {
+  bool progress = false;
+  for (unsigned i = warp * kWarp; i < (warp + 1) * kWarp; ++i) {
+    Thread& t = of.threads[i];
+    if (t.done) continue;
+    cta = &of;
+    if (t.ready && !t.ready()) continue;
+    t.ready = nullptr;
+    resume(of, i);
+    progress = true;
+    if (!error.empty()) throw std::runtime_error(std::exchange(error, {}));
+  }
+  return progress;
+}
+
+void finish(Cta& of) {
+  cta = &of;
+  if (!of.copies.empty()) throw std::runtime_error("the CTA ends before its copies have come");
+  for (const Groups& g : of.products)
+    if (!g.open.empty() || !g.committed.empty())
+      throw std::runtime_error("the CTA ends before its products have");
+  for (Thread& t : of.threads) {
+    if (!t.stores.open.empty()) throw std::runtime_error("a store is not committed");
+    while (t.stores.run_oldest()) {
+    }
+  }
+}
+
+void run_cluster(Cluster& here) {
+  cluster = &here;
+  std::vector<std::pair<Cta*, unsigned>> warps;
+  for (const auto& c : here.ctas) {
+    for (unsigned i = 0; i < c->warps.size(); ++i) warps.emplace_back(c.get(), i);
+    for (Thread& t : c->threads) {
+      getcontext(&t.context);
+      t.context.uc_stack.ss_sp = t.stack.get();
+      t.context.uc_stack.ss_size = kStackBytes;
+      t.context.uc_link = nullptr;
+      makecontext(&t.context, begin_thread, 0);
+    }
+  }
+  const auto alive = [&] {
+    for (const auto& c : here.ctas)
+      for (const Thread& t : c->threads)
+        if (!t.done) return true;
+    return false;
+  };
+  while (alive()) {
+    bool progress = false;
+    std::shuffle(warps.begin(), warps.end(), chance);
+    for (const auto& [of, warp] : warps) {
+      if (run_warp(*of, warp)) progress = true;
+      if (timing == Timing::kRandom) run_beside(*of);
+    }
+    if (!progress && alive() && !run_what_is_waited_for())
+      throw std::runtime_error("all threads wait for what never comes");
+  }
+  for (const auto& c : here.ctas) finish(*c);
+}
+
+/// Of an address, which may be another CTA's.
+Cta& owner(std::uint32_t address) {
+  const std::uint32_t rank = address >> kRankShift;
+  if (rank == 0) return *cta;
+  if (rank > cluster->ctas.size()) fail("no such CTA in the cluster: rank", rank - 1);
+  return *cluster->ctas[rank - 1];
+}
+
+std::uint32_t within(std::uint32_t address) { return address & ((1u << kRankShift) - 1); }
+
+Mbarrier& find(std::uint32_t address) {
+  auto& all = owner(address).mbarriers;
+  const auto at = all.find(within(address));
+  if (at == all.end()) fail("mbarrier not initialised, at", address);
+  return at->second;
+}
+
+void advance(Mbarrier& b) {
+  if (b.pending != 0 || b.bytes != 0) return;
+  b.pending = b.arrivals;
+  ++b.phase;
+}
+
+Groups& groups(Queue queue) {
+  if (queue == Queue::kProducts) return cta->products[running / kWarpgroup];
+  return queue == Queue::kStores ? self().stores : self().loads;
+}
+
+}  // namespace
+
+void set_timing(Timing wanted, std::uint64_t seed) {
+  timing = wanted;
+  chance.seed(seed);
+}
+
+void launch(Extent grid, unsigned ctas, unsigned threads, const std::function<void()>& thread) {
+  body = &thread;
+  blockDim = dim3(threads);
+  gridDim = dim3(grid.x, grid.y, grid.z);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; x += ctas) {
+        Cluster here;
+        for (unsigned rank = 0; rank < ctas; ++rank)
+          here.ctas.push_back(std::make_unique<Cta>(uint3{x + rank, y, z}, threads));
+        run_cluster(here);
+      }
+}
+
+void* shared(std::uint32_t address, std::size_t bytes) {
+  if (within(address) + bytes > kSharedBytes) fail("address beyond shared memory", address);
+  return owner(address).memory.data() + within(address);
+}
+
+void note_write(std::uint32_t address, std::uint32_t bytes) {
+  for (std::uint32_t at = address / kPiece; at <= (address + bytes - 1) / kPiece; ++at) {
+    ++cta->unfenced[at];
+    self().unfenced.push_back(at);
+  }
+}
+
+void fence_writes() {
+  for (const std::uint32_t at : self().unfenced) --cta->unfenced[at];
+  self().unfenced.clear();
+}
+
+void check_fenced(std::uint32_t address, std::uint32_t bytes) {
+  for (std::uint32_t at = address / kPiece; at <= (address + bytes - 1) / kPiece; ++at)
+    if (cta->unfenced[at] != 0) fail("no proxy fence since the writes at", at * kPiece);
+}
+
+void fail(const char* what, std::int64_t value) {
+  error = std::string(what) + " " + std::to_string(value);
+  for (;;) suspend();
+}
+
+void wait_until(std::function<bool()> ready) {
+  if (ready()) return;
+  self().ready = std::move(ready);
+  suspend();
+}
+
+void together(unsigned threads, void* mine, const std::function<void(void* const*)>& operation) {
+  Meeting& meeting =
+      threads == kWarp ? cta->warps[running / kWarp] : cta->warpgroups[running / kWarpgroup];
+  meeting.brought[running % threads] = mine;
+  if (++meeting.arrived == threads) {
+    operation(meeting.brought.data());
+    meeting.arrived = 0;
+    ++meeting.generation;
+    return;
+  }
+  wait_until([&meeting, was = meeting.generation] { return meeting.generation != was; });
+}
+
+void barrier(int id, int threads, bool wait) {
+  NamedBarrier& b = cta->barriers[static_cast<std::size_t>(id)];
+  if (b.arrived > 0 && b.expected != threads) fail("threads of one barrier disagree: id", id);
+  b.expected = threads;
+  const unsigned was = b.generation;
+  if (++b.arrived == threads) {
+    b.arrived = 0;
+    ++b.generation;
+  }
+  if (wait) wait_until([&b, was] { return b.generation != was; });
+}
+
+void cluster_barrier(bool arrive) {
+  const unsigned all =
+      static_cast<unsigned>(cluster->ctas.size() * cluster->ctas.front()->threads.size());
+  Thread& t = self();
+  if (arrive) {
+    t.cluster_generation = cluster->generation;
+    if (++cluster->arrived == all) {
+      cluster->arrived = 0;
+      ++cluster->generation;
+    }
+  } else {
+    wait_until([was = t.cluster_generation] { return cluster->generation != was; });
+  }
+}
+
+std::uint32_t address_in_cluster(std::uint32_t address, std::uint32_t rank) {
+  return within(address) | (rank + 1) << kRankShift;
+}
+
+void mbarrier_init(std::uint32_t address, std::uint32_t arrivals) {
+  if (address % 8 != 0) fail("mbarrier not at a multiple of 8, at", address);
+  if (!cta->mbarriers.emplace(address, Mbarrier{arrivals, arrivals, 0, 0}).second)
+    fail("mbarrier initialised twice, at", address);
+}
+
+void mbarrier_arrive(std::uint32_t address, std::uint32_t expected_bytes) {
+  Mbarrier& b = find(address);
+  if (b.pending == 0) fail("one arrival too many at the mbarrier at", address);
+  b.bytes += expected_bytes;
+  --b.pending;
+  advance(b);
+}
+
+void mbarrier_complete(std::uint32_t address, std::uint32_t bytes) {
+  Mbarrier& b = find(address);
+  b.bytes -= bytes;
+  advance(b);
+}
+
+bool mbarrier_is_over(std::uint32_t address, std::uint32_t parity) {
+  return (find(address).phase & 1) != parity;
+}
+
+void later(std::function<void()> copy) {
+  if (timing == Timing::kEarlyCopies)
+    copy();
+  else
+    cta->copies.push_back(std::move(copy));
+}
+
+void add_to_group(Queue queue, std::function<void()> operation) {
+  groups(queue).open.push_back(std::move(operation));
+}
+
+void commit_group(Queue queue) {
+  Groups& g = groups(queue);
+  g.committed.push_back(std::move(g.open));
+  g.open.clear();
+  // Late copies come with early products.
+  if (timing == Timing::kLateCopies && queue == Queue::kProducts) g.run_oldest();
+}
+
+void wait_for_groups(Queue queue, std::size_t pending) {
+  Groups& g = groups(queue);
+  while (g.committed.size() > pending) g.run_oldest();
+}
+
+}  // namespace bda_emulated

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+/// A multiprocessor, emulated: the threads of a CTA are coroutines of one host thread, and what the
+/// hardware does beside them (copies, products, stores) waits in queues until somebody may no
+/// longer rely on it being undone, or until chance picks it. So a kernel that reads a buffer before
+/// it is full, or gives one back before it is read, computes something else here, whatever the
+/// timing of a real device would have hidden.
+///
+/// bda/cuda/ptx beside this file has the functions of include/bda/cuda/ptx in terms of this.
+namespace bda_emulated {
+
+struct Extent {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+/// How the queues are served: products as late and copies as early as allowed, or the other way
+/// round, or by chance.
+enum class Timing { kEarlyCopies, kLateCopies, kRandom };
+
+/// Of the launches that follow; `seed` also decides which warp runs next.
+void set_timing(Timing timing, std::uint64_t seed);
+
+/// Runs `thread` for every thread of every CTA, one cluster (of `ctas` along x) after the other.
+/// Throws std::runtime_error where the kernel misuses a barrier, or everybody waits.
+void launch(Extent grid, unsigned ctas, unsigned threads, const std::function<void()>& thread);
+
+// ---- for the functions of ptx, called by a thread of the CTA
+
+constexpr std::uint32_t kSharedBytes = 227 * 1024;
+
+/// `bytes` of shared memory, this CTA's or another's in the cluster, from `address`.
+void* shared(std::uint32_t address, std::size_t bytes);
+
+/// That the calling thread wrote there itself; that it has made its writes visible to the copy
+/// engine and wgmma; that what is about to be read by these is visible.
+void note_write(std::uint32_t address, std::uint32_t bytes);
+void fence_writes();
+void check_fenced(std::uint32_t address, std::uint32_t bytes);
+
+/// Reports misuse; does not return.
+[[noreturn]] void fail(const char* what, std::int64_t value);
+
+/// Suspends the calling thread until `ready`.
+void wait_until(std::function<bool()> ready);
+
+/// All of the `threads` (32 or 128) neighbours must come here; the last one runs `operation` on
+/// what each has brought, in the order of the threads.
+void together(unsigned threads, void* mine, const std::function<void(void* const*)>& operation);
+
+/// The CTA's named barriers; 0 is that of __syncthreads.
+void barrier(int id, int threads, bool wait);
+
+/// Of all threads of the cluster: to arrive, and then to wait.
+void cluster_barrier(bool arrive);
+
+std::uint32_t address_in_cluster(std::uint32_t address, std::uint32_t rank);
+
+void mbarrier_init(std::uint32_t address, std::uint32_t arrivals);
+void mbarrier_arrive(std::uint32_t address, std::uint32_t expected_bytes);
+void mbarrier_complete(std::uint32_t address, std::uint32_t bytes);
+bool mbarrier_is_over(std::uint32_t address, std::uint32_t parity);
+
+/// Queues a copy into shared memory.
+void later(std::function<void()> copy);
+
+/// What a thread, or the warpgroup of it, has asked for in committed groups, which end in order.
+enum class Queue { kStores, kLoads, kProducts };
+void add_to_group(Queue queue, std::function<void()> operation);
+void commit_group(Queue queue);
+void wait_for_groups(Queue queue, std::size_t pending);
+
+}  // namespace bda_emulated

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <tuple>
+
+#include "machine.hpp"
+
+/// What the launchers ask of the CUDA runtime, emulated; runtime.cpp has the functions that are no
+/// templates.
+
+template <class... Params>
+cudaError_t cudaFuncSetAttribute(void (*)(Params...), cudaFuncAttribute, int bytes) {
+  return bytes <= static_cast<int>(bda_emulated::kSharedBytes) ? cudaSuccess
+                                                               : cudaErrorInvalidValue;
+}
+
+template <class... Params>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)(Params...)) {
+  return cudaErrorNoDevice;
+}
+
+namespace bda_emulated {
+
+template <class... Params>
+cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                          const Params&... params) {
+  unsigned ctas = 1;
+  for (unsigned i = 0; i < config->numAttrs; ++i)
+    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
+      ctas = config->attrs[i].val.clusterDim.x;
+  launch({config->gridDim.x, config->gridDim.y, config->gridDim.z}, ctas, config->blockDim.x,
+         [&] { kernel(params...); });
+  return cudaSuccess;
+}
+
+}  // namespace bda_emulated
+#define cudaLaunchKernelEx bda_emulated::launch_kernel
