@@ -4,7 +4,13 @@
 
 #define __CUDA_ARCH__ 900
 #define __CUDA_ARCH_FEAT_SM90_ALL 1
+#include "bda/cuda/absorbed/absorbed.cuh"
+#include "bda/cuda/attention_ready/attention_ready.cuh"
 #include "bda/cuda/projection/projection.cuh"
 
 BDA_INSTANTIATE_CUDA_PROJECTION(__half);
 BDA_INSTANTIATE_CUDA_PROJECTION(__nv_bfloat16);
+BDA_INSTANTIATE_CUDA_ABSORBED(__half);
+BDA_INSTANTIATE_CUDA_ABSORBED(__nv_bfloat16);
+BDA_INSTANTIATE_CUDA_ATTENTION_READY(__half);
+BDA_INSTANTIATE_CUDA_ATTENTION_READY(__nv_bfloat16);

@@ -267,10 +267,10 @@ void* shared(std::uint32_t address, std::size_t bytes) {
   return owner(address).memory.data() + within(address);
 }
 
-void note_write(std::uint32_t address, std::uint32_t bytes) {
+void note_write(std::uint32_t address, std::uint32_t bytes, unsigned by) {
   for (std::uint32_t at = address / kPiece; at <= (address + bytes - 1) / kPiece; ++at) {
     ++cta->unfenced[at];
-    self().unfenced.push_back(at);
+    cta->threads[by].unfenced.push_back(at);
   }
 }
 

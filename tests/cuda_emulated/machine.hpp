@@ -35,9 +35,9 @@ constexpr std::uint32_t kSharedBytes = 227 * 1024;
 /// `bytes` of shared memory, this CTA's or another's in the cluster, from `address`.
 void* shared(std::uint32_t address, std::size_t bytes);
 
-/// That the calling thread wrote there itself; that it has made its writes visible to the copy
-/// engine and wgmma; that what is about to be read by these is visible.
-void note_write(std::uint32_t address, std::uint32_t bytes);
+/// That thread `by` wrote there itself; that the calling thread has made its writes visible to the
+/// copy engine and wgmma; that what is about to be read by these is visible.
+void note_write(std::uint32_t address, std::uint32_t bytes, unsigned by);
 void fence_writes();
 void check_fenced(std::uint32_t address, std::uint32_t bytes);
 

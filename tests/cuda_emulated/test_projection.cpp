@@ -1,15 +1,12 @@
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "bda/cuda/projection/projection.hpp"
-#include "machine.hpp"
+#include "oracle.hpp"
 
 // The kernels of the projection on the emulated multiprocessor: what they compute, and whether any
 // of it depends on how long copies and products take. Speed, and the meaning of each instruction,
@@ -18,109 +15,61 @@ namespace {
 
 using bda::Status;
 using bda::cuda::DeviceInfo;
-using bda::cuda::PackedCoefficients;
 using bda::cuda::ProjectionArguments;
 using bda::cuda::ProjectionConfig;
 using bda::cuda::ProjectionKernel;
-using bda_emulated::Timing;
 
-/// An H100 with few multiprocessors: persistent CTAs have several tiles each in small problems.
-DeviceInfo device_of(int multiprocessors) {
-  return {9, 0, multiprocessors, static_cast<int>(bda_emulated::kSharedBytes), true};
-}
-
-/// A projection with random operands, on the host; out and what lies around it is NaN before.
+/// A projection with random operands; out and what lies around it is NaN before.
 template <class T>
 struct Problem {
-  static constexpr std::size_t kGuard = 512;
+  static constexpr std::int64_t kGuard = 512;
 
   Problem(std::int64_t tokens, std::int64_t kv_dim, std::int64_t width, std::int64_t heads,
           std::int64_t basis_begin, bool with_bias)
-      : layout{PackedCoefficients::kVersion, bda::cuda::Element<T>::dtype, kv_dim - width, heads,
-               width},
-        x(normal(tokens * kv_dim, 1.0f)),
-        plain(normal((kv_dim - width) * heads * width, 0.05f)),
-        bias(with_bias ? normal(heads * width, 1.0f) : std::vector<T>{}),
-        packed(static_cast<std::size_t>(layout.size() + 64)),
-        out(static_cast<std::size_t>(tokens * heads * width) + 2 * kGuard) {
-    // The copy engine wants 16 bytes; the layout of a vector promises less.
-    T* const aligned =
-        reinterpret_cast<T*>((reinterpret_cast<std::uintptr_t>(packed.data()) + 127) / 128 * 128);
-    for (std::int64_t k = 0; k < layout.rest; ++k)
-      for (std::int64_t j = 0; j < layout.columns(); ++j)
-        aligned[layout.offset(k, j)] = plain[static_cast<std::size_t>(k * layout.columns() + j)];
+      : c(kv_dim - width, heads, width, random),
+        x(tokens * kv_dim),
+        bias(heads * width),
+        out(tokens * heads * width + 2 * kGuard) {
+    x.fill_normal(random, 1.0f);
+    bias.fill_normal(random, 1.0f);
     args.x = {x.data(), {tokens, kv_dim}};
-    args.coefficients = aligned;
-    args.packing = layout;
+    args.coefficients = c.packed.data();
+    args.packing = c.layout;
     args.basis_begin = basis_begin;
     args.bias = with_bias ? bias.data() : nullptr;
     args.out = {out.data() + kGuard, {tokens, heads, width}};
   }
 
-  std::vector<T> normal(std::int64_t count, float scale) {
-    std::normal_distribution<float> distribution;
-    std::vector<T> values(static_cast<std::size_t>(count));
-    for (T& v : values) v = static_cast<T>(scale * distribution(random));
-    return values;
-  }
-
-  /// Elements of out off by more than the bound of tests/cuda/reference.cu, or that were written
-  /// beside it.
   [[nodiscard]] std::int64_t wrong() const {
-    constexpr double unit = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
-    const std::int64_t columns = layout.columns(), width = layout.width;
+    const std::int64_t columns = c.layout.columns(), kv_dim = args.x.extent(1);
     std::int64_t count = 0;
-    for (std::int64_t t = 0; t < args.x.extent(0); ++t) {
-      const T* row = x.data() + t * args.x.extent(1);
-      for (std::int64_t j = 0; j < columns; ++j) {
-        double sum = static_cast<float>(row[args.basis_begin + j % width]);
-        double size = std::abs(sum);
-        const auto add = [&](double v) {
-          sum += v;
-          size += std::abs(v);
-        };
-        if (args.bias != nullptr) add(static_cast<float>(args.bias[j]));
-        for (std::int64_t k = 0; k < layout.rest; ++k)
-          add(static_cast<double>(static_cast<float>(row[k < args.basis_begin ? k : k + width])) *
-              static_cast<double>(
-                  static_cast<float>(plain[static_cast<std::size_t>(k * columns + j)])));
-        const double bound =
-            unit * std::abs(sum) + 0x1p-23 * static_cast<double>(layout.rest + 32) * size + 0x1p-25;
-        const double got = static_cast<float>(args.out.data[t * columns + j]);
-        if (!(std::abs(got - sum) <= bound)) ++count;
-      }
-    }
-    for (std::size_t i = 0; i < kGuard; ++i)
-      for (const T& guard : {out[i], out[out.size() - 1 - i]}) {
-        std::uint16_t bits;
-        std::memcpy(&bits, &guard, sizeof(bits));
-        if (bits != 0xffff) ++count;
-      }
+    for (std::int64_t t = 0; t < args.x.extent(0); ++t)
+      for (std::int64_t j = 0; j < columns; ++j)
+        count += !bda_test::is_within_bound(
+            args.out.data[t * columns + j],
+            bda_test::project(x.data() + t * kv_dim, c, args.basis_begin, args.bias, j),
+            c.layout.rest);
     return count;
   }
 
   void check(const DeviceInfo& device) {
-    const struct {
-      Timing timing;
-      std::uint64_t seed;
-    } timings[] = {{Timing::kEarlyCopies, 1}, {Timing::kLateCopies, 2}, {Timing::kRandom, 3}};
-    std::vector<T> first;
-    for (const auto& [timing, seed] : timings) {
-      std::memset(static_cast<void*>(out.data()), 0xff, out.size() * sizeof(T));
+    std::vector<std::uint8_t> first;
+    for (const auto& [timing, seed] : bda_test::kTimings) {
+      out.poison();
       bda_emulated::set_timing(timing, seed);
       const Status status = bda::cuda::run(args, device, nullptr, 0, nullptr);
-      INFO(status.message());
+      INFO(status.message() << ", seed " << seed);
       REQUIRE(status.ok());
-      INFO("seed " << seed);
       CHECK(wrong() == 0);
-      if (first.empty()) first = out;
-      CHECK(std::memcmp(first.data(), out.data(), out.size() * sizeof(T)) == 0);
+      CHECK(out.poisoned() == 2 * kGuard);
+      if (first.empty()) first = out.bytes();
+      CHECK(first == out.bytes());
     }
   }
 
   std::mt19937_64 random{1};
-  PackedCoefficients layout;
-  std::vector<T> x, plain, bias, packed, out;
+  bda_test::Coefficients<T> c;
+  bda_test::Aligned<T> x, bias, out;
   ProjectionArguments<T> args;
 };
 
@@ -147,7 +96,7 @@ void check(const Case& c) {
     Problem<T> problem(c.tokens, c.kv_dim, c.width, c.heads, c.basis_begin, bias);
     problem.args.force =
         ProjectionConfig{c.kernel, c.tile_tokens, c.tile_columns, c.splits, "a test"};
-    problem.check(device_of(c.multiprocessors));
+    problem.check(bda_test::device_of(c.multiprocessors));
   }
 }
 

@@ -55,7 +55,7 @@ inline void read_matrices(std::uint32_t (&r)[4], std::uint32_t address, bool tra
 inline void write_matrices(std::uint32_t address, std::uint32_t r0, std::uint32_t r1,
                            std::uint32_t r2, std::uint32_t r3, bool transposed) {
   std::uint32_t written[4] = {r0, r1, r2, r3};
-  note_write(address, 16);
+  note_write(address, 16, threadIdx.x);
   Matrices mine{address, written};
   together(32, &mine, [=](void* const* lanes) {
     for_each_of_matrices(lanes, transposed, [](std::uint16_t& to, std::uint32_t from, unsigned at) {

@@ -27,6 +27,25 @@ inline void __syncwarp() {
   bda_emulated::together(32, nullptr, [](void* const*) {});
 }
 
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  struct Lane {
+    T mine, theirs;
+  } lane{value, value};
+  bda_emulated::together(32, &lane, [mask](void* const* lanes) {
+    for (int i = 0; i < 32; ++i)
+      static_cast<Lane*>(lanes[i])->theirs = static_cast<const Lane*>(lanes[i ^ mask])->mine;
+  });
+  return lane.theirs;
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const std::uint64_t bytes = std::uint64_t{high} << 32 | low;
+  unsigned picked = 0;
+  for (unsigned i = 0; i < 4; ++i)
+    picked |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return picked;
+}
+
 namespace bda_emulated {
 
 /// What a CUtensorMap holds here: `encode` puts it there, in place of the driver.
@@ -175,7 +194,8 @@ inline constexpr std::uint64_t kEvictFirst = 0, kEvictNormal = 0;
 
 inline void async_load_16(std::uint32_t shared, const void* global, bool valid) {
   void* const target = bda_emulated::shared(shared, 16);
-  bda_emulated::add_to_group(bda_emulated::Queue::kLoads, [=] {
+  bda_emulated::add_to_group(bda_emulated::Queue::kLoads, [=, by = threadIdx.x] {
+    bda_emulated::note_write(shared, 16, by);
     if (valid)
       std::memcpy(target, global, 16);
     else
@@ -214,7 +234,7 @@ inline uint4 load_16(std::uint32_t shared) {
   return v;
 }
 inline void store_word(std::uint32_t shared, std::uint32_t v) {
-  bda_emulated::note_write(shared, 4);
+  bda_emulated::note_write(shared, 4, threadIdx.x);
   std::memcpy(bda_emulated::shared(shared, 4), &v, 4);
 }
 inline void store_16_streaming(void* global, uint4 v) { std::memcpy(global, &v, 16); }

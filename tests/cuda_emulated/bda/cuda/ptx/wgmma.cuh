@@ -17,19 +17,25 @@ struct Product {
   int accumulate;
 };
 
-/// Row `row`, column `k` (of 16) of the operand that `descriptor` says.
+/// Row `row`, column `k` (of 16) of the operand that `descriptor` says; transposed, its rows are
+/// contiguous, 64 of them.
 template <class T>
-float operand(std::uint64_t descriptor, unsigned row, unsigned k) {
-  const auto base = static_cast<std::uint32_t>((descriptor & 0x3fff) << 4);
-  const auto pitch = static_cast<std::uint32_t>((descriptor >> 32 & 0x3fff) << 4);
-  const std::uint32_t address = swizzled(base + row / 8 * pitch + row % 8 * 128 + 2 * k);
+float operand(std::uint64_t descriptor, unsigned row, unsigned k, bool transposed) {
+  const auto field = [=](int shift) {
+    return static_cast<std::uint32_t>((descriptor >> shift & 0x3fff) << 4);
+  };
+  const std::uint32_t base = field(0), next_rows = field(16), eight_lines = field(32);
+  const std::uint32_t linear =
+      transposed ? base + row / 64 * next_rows + k / 8 * eight_lines + k % 8 * 128 + row % 64 * 2
+                 : base + row / 8 * eight_lines + row % 8 * 128 + k * 2;
+  const std::uint32_t address = swizzled(linear);
   check_fenced(address, 2);
   std::uint16_t bits;
   std::memcpy(&bits, shared(address, 2), 2);
   return value<T>(bits);
 }
 
-template <class T, int N>
+template <class T, int N, bool kTransposedA, bool kTransposedB>
 void multiply(const std::array<Product, 128>& threads) {
   float left[64][16], right[N][16];
   for (unsigned t = 0; t < 128; ++t) {
@@ -43,8 +49,10 @@ void multiply(const std::array<Product, 128>& threads) {
   }
   for (unsigned k = 0; k < 16; ++k) {
     if (threads[0].a == nullptr)
-      for (unsigned i = 0; i < 64; ++i) left[i][k] = operand<T>(threads[0].descriptor_a, i, k);
-    for (unsigned i = 0; i < N; ++i) right[i][k] = operand<T>(threads[0].descriptor_b, i, k);
+      for (unsigned i = 0; i < 64; ++i)
+        left[i][k] = operand<T>(threads[0].descriptor_a, i, k, kTransposedA);
+    for (unsigned i = 0; i < N; ++i)
+      right[i][k] = operand<T>(threads[0].descriptor_b, i, k, kTransposedB);
   }
   for (unsigned t = 0; t < 128; ++t)
     for (unsigned e = 0; e < N / 2; ++e) {
@@ -58,12 +66,13 @@ void multiply(const std::array<Product, 128>& threads) {
 }
 
 /// The registers are read and written when the product is made, not when it is asked for.
-template <class T, int N>
+template <class T, int N, bool kTransposedA, bool kTransposedB>
 void ask_for_product(Product mine) {
   together(128, &mine, [](void* const* all) {
     std::array<Product, 128> threads;
     for (unsigned t = 0; t < 128; ++t) threads[t] = *static_cast<const Product*>(all[t]);
-    add_to_group(Queue::kProducts, [threads] { multiply<T, N>(threads); });
+    add_to_group(Queue::kProducts,
+                 [threads] { multiply<T, N, kTransposedA, kTransposedB>(threads); });
   });
 }
 
@@ -92,16 +101,20 @@ inline std::uint64_t matrix_descriptor(std::uint32_t shared) {
   return std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | (shared & 0x3ffffu) >> 4;
 }
 
+inline std::uint64_t transposed_matrix_descriptor(std::uint32_t shared, std::uint32_t pitch) {
+  return std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | std::uint64_t{pitch >> 4} << 16 |
+         (shared & 0x3ffffu) >> 4;
+}
+
 template <class T, int N, int kTransposed = 0>
 void wgmma(float (&d)[N / 2], std::uint64_t descriptor_a, std::uint64_t descriptor_b,
            int accumulate) {
-  static_assert(kTransposed == 0);
-  bda_emulated::ask_for_product<T, N>({d, nullptr, descriptor_a, descriptor_b, accumulate});
+  bda_emulated::ask_for_product<T, N, kTransposed != 0, false>(
+      {d, nullptr, descriptor_a, descriptor_b, accumulate});
 }
 template <class T, int N = 128, int kTransposed = 0>
 void wgmma(float (&d)[N / 2], const std::uint32_t (&a)[4], std::uint64_t descriptor_b) {
-  static_assert(kTransposed == 0);
-  bda_emulated::ask_for_product<T, N>({d, a, 0, descriptor_b, 1});
+  bda_emulated::ask_for_product<T, N, false, kTransposed != 0>({d, a, 0, descriptor_b, 1});
 }
 
 }  // namespace bda::inline v0::cuda::ptx
