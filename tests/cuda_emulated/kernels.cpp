@@ -4,12 +4,28 @@
 
 #define __CUDA_ARCH__ 900
 #define __CUDA_ARCH_FEAT_SM90_ALL 1
+// Shared memory that a kernel declares itself is one for all threads; what it declares extern is
+// the emulated multiprocessor's, and those kernels come first.
+#include "bda/cuda/absorbed/kernel_sm90.cuh"
+#include "bda/cuda/attention_ready/kernel_sm90_resident.cuh"
+#include "bda/cuda/projection/kernel_sm80.cuh"
+#include "bda/cuda/projection/kernel_sm80_resident.cuh"
+#include "bda/cuda/projection/kernel_sm90_halves.cuh"
+#include "bda/cuda/projection/kernel_sm90_resident.cuh"
+#include "bda/cuda/projection/kernel_sm90_small.cuh"
+#include "bda/cuda/projection/kernel_sm90_stream.cuh"
+#include "bda/cuda/projection/kernel_sm90_turns.cuh"
+#include "bda/cuda/projection/kernel_sm90_wave.cuh"
+#undef __shared__
+#define __shared__ static
 #include "bda/cuda/absorbed/absorbed.cuh"
 #include "bda/cuda/attention_ready/attention_ready.cuh"
 #include "bda/cuda/projection/projection.cuh"
 
+BDA_INSTANTIATE_CUDA_PROJECTION(float);
 BDA_INSTANTIATE_CUDA_PROJECTION(__half);
 BDA_INSTANTIATE_CUDA_PROJECTION(__nv_bfloat16);
+BDA_INSTANTIATE_CUDA_ABSORBED(float);
 BDA_INSTANTIATE_CUDA_ABSORBED(__half);
 BDA_INSTANTIATE_CUDA_ABSORBED(__nv_bfloat16);
 BDA_INSTANTIATE_CUDA_ATTENTION_READY(__half);

@@ -100,7 +100,9 @@ struct Exact {
 };
 
 template <class T>
-constexpr double kUnitRoundoff = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
+constexpr double kUnitRoundoff = std::is_same_v<T, float>    ? 0x1p-24
+                                 : std::is_same_v<T, __half> ? 0x1p-11
+                                                             : 0x1p-8;
 
 template <class T>
 bool is_within_bound(T got, const Exact& exact, std::int64_t terms) {

@@ -18,6 +18,7 @@ using bda::cuda::AbsorbedProduct;
 
 struct Case {
   AbsorbedProduct product;
+  AbsorbedKernel kernel;
   int tile_tokens, tile_blocks;
   std::int64_t tokens, kv_dim, width, heads, basis_begin;
 };
@@ -42,7 +43,7 @@ void check(const Case& c) {
   args.basis_begin = c.basis_begin;
   args.bias = query ? nullptr : bias.data();
   args.out = {out.data(), {c.tokens, c.heads, made}};
-  args.force = AbsorbedConfig{AbsorbedKernel::kSm90, c.tile_tokens, c.tile_blocks, "a test"};
+  args.force = AbsorbedConfig{c.kernel, c.tile_tokens, c.tile_blocks, "a test"};
 
   const auto exact = [&](std::int64_t t, std::int64_t head, std::int64_t channel) {
     const T* row = x.data() + (t * c.heads + head) * in;
@@ -81,9 +82,9 @@ void check(const Case& c) {
 
 TEMPLATE_TEST_CASE("emulated: absorbed query", "[cuda_emulated][absorbed]", __half, __nv_bfloat16) {
   for (const Case& c : {
-           Case{AbsorbedProduct::kQuery, 16, 1, 5, 320, 128, 2, 0},
-           Case{AbsorbedProduct::kQuery, 32, 3, 40, 512, 128, 1, 384},
-           Case{AbsorbedProduct::kQuery, 64, 2, 70, 192, 64, 2, 64},
+           Case{AbsorbedProduct::kQuery, AbsorbedKernel::kSm90, 16, 1, 5, 320, 128, 2, 0},
+           Case{AbsorbedProduct::kQuery, AbsorbedKernel::kSm90, 32, 3, 40, 512, 128, 1, 384},
+           Case{AbsorbedProduct::kQuery, AbsorbedKernel::kSm90, 64, 2, 70, 192, 64, 2, 64},
        })
     check<TestType>(c);
 }
@@ -91,11 +92,17 @@ TEMPLATE_TEST_CASE("emulated: absorbed query", "[cuda_emulated][absorbed]", __ha
 TEMPLATE_TEST_CASE("emulated: absorbed output", "[cuda_emulated][absorbed]", __half,
                    __nv_bfloat16) {
   for (const Case& c : {
-           Case{AbsorbedProduct::kOutput, 16, 1, 5, 512, 128, 2, 384},
-           Case{AbsorbedProduct::kOutput, 32, 2, 33, 448, 128, 2, 0},
-           Case{AbsorbedProduct::kOutput, 64, 1, 70, 256, 64, 2, 128},
+           Case{AbsorbedProduct::kOutput, AbsorbedKernel::kSm90, 16, 1, 5, 512, 128, 2, 384},
+           Case{AbsorbedProduct::kOutput, AbsorbedKernel::kSm90, 32, 2, 33, 448, 128, 2, 0},
+           Case{AbsorbedProduct::kOutput, AbsorbedKernel::kSm90, 64, 1, 70, 256, 64, 2, 128},
        })
     check<TestType>(c);
+}
+
+TEMPLATE_TEST_CASE("emulated: absorbed products, simt", "[cuda_emulated][absorbed]", float, __half,
+                   __nv_bfloat16) {
+  check<TestType>({AbsorbedProduct::kQuery, AbsorbedKernel::kSimt, 8, 1, 11, 72, 24, 2, 48});
+  check<TestType>({AbsorbedProduct::kOutput, AbsorbedKernel::kSimt, 8, 1, 11, 96, 72, 2, 0});
 }
 
 }  // namespace

@@ -184,4 +184,9 @@ TEMPLATE_TEST_CASE("emulated: sm80", "[cuda_emulated][projection]", __half, __nv
     check<TestType>(c);
 }
 
+TEST_CASE("emulated: simt", "[cuda_emulated][projection]") {
+  check<float>({ProjectionKernel::kSimt, 64, 64, 1, 70, 45, 13, 6, 0, 132});
+  check<float>({ProjectionKernel::kSimt, 64, 64, 1, 5, 100, 36, 3, 64, 132});
+}
+
 }  // namespace
