@@ -19,14 +19,13 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 namespace bda::inline v0::cuda {
-// For its addresses only.
 alignas(1024) std::uint8_t shared_bytes[bda_emulated::kSharedBytes];
 }  // namespace bda::inline v0::cuda
 
 namespace bda_emulated {
 namespace {
 
-constexpr std::size_t kStackBytes = 64 * 1024;
+constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr unsigned kWarp = 32, kWarpgroup = 128, kPiece = 16;
 
 struct Groups {
@@ -47,6 +46,8 @@ struct Thread {
   std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes]};
   bool done = false;
   std::function<bool()> ready;  // null: may run
+  const char* awaited = "";     // what makes it ready
+  std::int64_t which = 0;
   Groups stores, loads;
   unsigned cluster_generation = 0;
   std::vector<std::uint32_t> unfenced;  // pieces of 16 bytes that it wrote
@@ -68,16 +69,23 @@ struct Mbarrier {
 };
 
 struct Cta {
-  Cta(uint3 at, unsigned count)
+  Cta(uint3 at, unsigned rank, unsigned count)
       : place(at),
-        memory(kSharedBytes, 0xff),  // what nothing has brought is NaN
+        own(rank > 0 ? kSharedBytes : 0),
+        memory(rank > 0 ? own.data() : bda::cuda::shared_bytes),
         unfenced(kSharedBytes / kPiece, 0),
         threads(count),
         warps(count / kWarp),
         warpgroups(count / kWarpgroup + 1),
-        products(count / kWarpgroup + 1) {}
+        products(count / kWarpgroup + 1) {
+    std::fill_n(memory, kSharedBytes, std::uint8_t{0xff});  // what nothing has brought is NaN
+  }
+  Cta(const Cta&) = delete;
+  Cta& operator=(const Cta&) = delete;
+
   uint3 place;
-  std::vector<std::uint8_t> memory;
+  std::vector<std::uint8_t> own;
+  std::uint8_t* memory;                 // of the first of a cluster what its kernel sees as such
   std::vector<std::uint32_t> unfenced;  // of each 16 bytes: writes that no fence has followed yet
   std::vector<Thread> threads;
   std::vector<Meeting> warps, warpgroups;
@@ -132,14 +140,15 @@ void run_copy(Cta& of, std::size_t at) {
 
 std::size_t any(std::size_t count) { return static_cast<std::size_t>(chance() % count); }
 
-/// One of the things nobody needs yet, by chance.
-void run_beside(Cta& of) {
-  if (!of.copies.empty()) run_copy(of, any(of.copies.size()));
+/// Some of the things nobody needs yet, by chance; whether there was one.
+bool run_beside(Cta& of) {
+  bool any_run = !of.copies.empty();
+  if (any_run) run_copy(of, any(of.copies.size()));
   cta = &of;
-  of.products[any(of.products.size())].run_oldest();
   Thread& thread = of.threads[any(of.threads.size())];
-  thread.stores.run_oldest();
-  thread.loads.run_oldest();
+  for (Groups* groups : {&of.products[any(of.products.size())], &thread.stores, &thread.loads})
+    if (groups->run_oldest()) any_run = true;
+  return any_run;
 }
 
 /// When all threads wait: a copy is the only thing that can help them.
@@ -181,6 +190,18 @@ void finish(Cta& of) {
   }
 }
 
+std::string waits_in_vain(const Cluster& here) {
+  std::map<std::pair<std::string, std::int64_t>, int> counts;
+  for (const auto& c : here.ctas)
+    for (const Thread& t : c->threads)
+      if (!t.done) ++counts[{t.awaited, t.which}];
+  std::string message = "all threads wait in vain:";
+  for (const auto& [awaited, count] : counts)
+    message += " " + std::to_string(count) + " for " + awaited.first + " " +
+               std::to_string(awaited.second) + ";";
+  return message;
+}
+
 void run_cluster(Cluster& here) {
   cluster = &here;
   std::vector<std::pair<Cta*, unsigned>> warps;
@@ -205,10 +226,10 @@ void run_cluster(Cluster& here) {
     std::shuffle(warps.begin(), warps.end(), chance);
     for (const auto& [of, warp] : warps) {
       if (run_warp(*of, warp)) progress = true;
-      if (timing == Timing::kRandom) run_beside(*of);
+      if (timing == Timing::kRandom && run_beside(*of)) progress = true;
     }
     if (!progress && alive() && !run_what_is_waited_for())
-      throw std::runtime_error("all threads wait for what never comes");
+      throw std::runtime_error(waits_in_vain(here));
   }
   for (const auto& c : here.ctas) finish(*c);
 }
@@ -257,14 +278,14 @@ void launch(Extent grid, unsigned ctas, unsigned threads, const std::function<vo
       for (unsigned x = 0; x < grid.x; x += ctas) {
         Cluster here;
         for (unsigned rank = 0; rank < ctas; ++rank)
-          here.ctas.push_back(std::make_unique<Cta>(uint3{x + rank, y, z}, threads));
+          here.ctas.push_back(std::make_unique<Cta>(uint3{x + rank, y, z}, rank, threads));
         run_cluster(here);
       }
 }
 
 void* shared(std::uint32_t address, std::size_t bytes) {
   if (within(address) + bytes > kSharedBytes) fail("address beyond shared memory", address);
-  return owner(address).memory.data() + within(address);
+  return owner(address).memory + within(address);
 }
 
 void note_write(std::uint32_t address, std::uint32_t bytes, unsigned by) {
@@ -289,8 +310,10 @@ void fail(const char* what, std::int64_t value) {
   for (;;) suspend();
 }
 
-void wait_until(std::function<bool()> ready) {
+void wait_until(const char* what, std::int64_t which, std::function<bool()> ready) {
   if (ready()) return;
+  self().awaited = what;
+  self().which = which;
   self().ready = std::move(ready);
   suspend();
 }
@@ -305,7 +328,8 @@ void together(unsigned threads, void* mine, const std::function<void(void* const
     ++meeting.generation;
     return;
   }
-  wait_until([&meeting, was = meeting.generation] { return meeting.generation != was; });
+  wait_until("the other threads of its warp or warpgroup, of", threads,
+             [&meeting, was = meeting.generation] { return meeting.generation != was; });
 }
 
 void barrier(int id, int threads, bool wait) {
@@ -317,7 +341,7 @@ void barrier(int id, int threads, bool wait) {
     b.arrived = 0;
     ++b.generation;
   }
-  if (wait) wait_until([&b, was] { return b.generation != was; });
+  if (wait) wait_until("barrier", id, [&b, was] { return b.generation != was; });
 }
 
 void cluster_barrier(bool arrive) {
@@ -331,7 +355,8 @@ void cluster_barrier(bool arrive) {
       ++cluster->generation;
     }
   } else {
-    wait_until([was = t.cluster_generation] { return cluster->generation != was; });
+    wait_until("the CTAs of its cluster, of", static_cast<std::int64_t>(cluster->ctas.size()),
+               [was = t.cluster_generation] { return cluster->generation != was; });
   }
 }
 

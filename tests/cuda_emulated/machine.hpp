@@ -44,8 +44,8 @@ void check_fenced(std::uint32_t address, std::uint32_t bytes);
 /// Reports misuse; does not return.
 [[noreturn]] void fail(const char* what, std::int64_t value);
 
-/// Suspends the calling thread until `ready`.
-void wait_until(std::function<bool()> ready);
+/// Suspends the calling thread until `ready`; `what`, a literal, and `which` say what it waits for.
+void wait_until(const char* what, std::int64_t which, std::function<bool()> ready);
 
 /// All of the `threads` (32 or 128) neighbours must come here; the last one runs `operation` on
 /// what each has brought, in the order of the threads.

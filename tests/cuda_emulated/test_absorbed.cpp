@@ -76,7 +76,7 @@ void check(const Case& c) {
                                               exact(t, h, i), query ? c.width : rest);
     CHECK(wrong == 0);
     if (first.empty()) first = out.bytes();
-    CHECK(first == out.bytes());
+    CHECK((first == out.bytes()));
   }
 }
 

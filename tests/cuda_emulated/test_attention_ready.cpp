@@ -177,7 +177,7 @@ void check(const Case& c) {
       all.insert(all.end(), side->bytes.bytes().begin(), side->bytes.bytes().end());
     }
     if (first.empty()) first = all;
-    CHECK(first == all);
+    CHECK((first == all));
   }
 }
 

@@ -63,7 +63,7 @@ struct Problem {
       CHECK(wrong() == 0);
       CHECK(out.poisoned() == 2 * kGuard);
       if (first.empty()) first = out.bytes();
-      CHECK(first == out.bytes());
+      CHECK((first == out.bytes()));
     }
   }
 

@@ -135,7 +135,8 @@ inline bool mbarrier_try_wait(std::uint32_t barrier, std::uint32_t parity) {
   return mbarrier_test_wait(barrier, parity);
 }
 inline void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
-  bda_emulated::wait_until([=] { return mbarrier_test_wait(barrier, parity); });
+  bda_emulated::wait_until("the mbarrier at", barrier,
+                           [=] { return mbarrier_test_wait(barrier, parity); });
 }
 
 inline void bulk_load(std::uint32_t shared, const void* global, std::uint32_t bytes,
