@@ -204,9 +204,16 @@ std::string waits_in_vain(const Cluster& here) {
 
 void run_cluster(Cluster& here) {
   cluster = &here;
-  std::vector<std::pair<Cta*, unsigned>> warps;
+  struct Warp {
+    Cta* cta;
+    unsigned index;
+    unsigned pace;  // how many turns pass, by chance, until it takes one
+  };
+  std::vector<Warp> warps;
+  constexpr unsigned kPaces[] = {1, 4, 32};
   for (const auto& c : here.ctas) {
-    for (unsigned i = 0; i < c->warps.size(); ++i) warps.emplace_back(c.get(), i);
+    for (unsigned i = 0; i < c->warps.size(); ++i)
+      warps.push_back({c.get(), i, timing == Timing::kRandom ? kPaces[any(3)] : 1});
     for (Thread& t : c->threads) {
       getcontext(&t.context);
       t.context.uc_stack.ss_sp = t.stack.get();
@@ -221,14 +228,17 @@ void run_cluster(Cluster& here) {
         if (!t.done) return true;
     return false;
   };
-  while (alive()) {
+  for (bool all_wait = false; alive();) {
     bool progress = false;
     std::shuffle(warps.begin(), warps.end(), chance);
-    for (const auto& [of, warp] : warps) {
-      if (run_warp(*of, warp)) progress = true;
-      if (timing == Timing::kRandom && run_beside(*of)) progress = true;
+    for (const auto& [of, index, pace] : warps) {
+      if (all_wait || any(pace) == 0) progress = run_warp(*of, index) || progress;
+      if (timing == Timing::kRandom) progress = run_beside(*of) || progress;
     }
-    if (!progress && alive() && !run_what_is_waited_for())
+    // Those that were passed over may help the others yet.
+    const bool in_vain = all_wait && !progress;
+    all_wait = !progress;
+    if (in_vain && alive() && !run_what_is_waited_for())
       throw std::runtime_error(waits_in_vain(here));
   }
   for (const auto& c : here.ctas) finish(*c);
