@@ -110,6 +110,7 @@ ucontext_t scheduler;
 Cluster* cluster = nullptr;
 Cta* cta = nullptr;    // whose thread or operation runs
 unsigned running = 0;  // the thread
+bool in_thread = false;
 const std::function<void()>* body = nullptr;
 std::string error;
 
@@ -120,7 +121,9 @@ void resume(Cta& of, unsigned thread) {
   running = thread;
   blockIdx = of.place;
   threadIdx = {thread, 0, 0};
+  in_thread = true;
   swapcontext(&scheduler, &self().context);
+  in_thread = false;
 }
 
 void suspend() { swapcontext(&self().context, &scheduler); }
@@ -299,6 +302,7 @@ void* shared(std::uint32_t address, std::size_t bytes) {
 }
 
 void note_write(std::uint32_t address, std::uint32_t bytes, unsigned by) {
+  (void)shared(address, bytes);
   for (std::uint32_t at = address / kPiece; at <= (address + bytes - 1) / kPiece; ++at) {
     ++cta->unfenced[at];
     cta->threads[by].unfenced.push_back(at);
@@ -316,7 +320,9 @@ void check_fenced(std::uint32_t address, std::uint32_t bytes) {
 }
 
 void fail(const char* what, std::int64_t value) {
-  error = std::string(what) + " " + std::to_string(value);
+  const std::string message = std::string(what) + " " + std::to_string(value);
+  if (!in_thread) throw std::runtime_error(message);
+  error = message;  // nothing can be thrown from one stack to another
   for (;;) suspend();
 }
 

@@ -81,6 +81,35 @@ TEST_CASE("emulated: what is waited for in vain is an error", "[cuda_emulated][m
                        MessageMatches(ContainsSubstring("not initialised, at 2056")));
 }
 
+TEST_CASE("emulated: misuse is an error, in a thread and in what runs beside it",
+          "[cuda_emulated][machine]") {
+  alignas(16) std::uint8_t source[kBytes] = {};
+  for (const Timing timing : {Timing::kEarlyCopies, Timing::kLateCopies, Timing::kRandom}) {
+    CHECK_THROWS_MATCHES(run(timing,
+                             [&] {
+                               if (threadIdx.x == 0) {
+                                 ptx::mbarrier_init(kEmpty, 1);
+                                 ptx::bulk_load(0, source, kBytes, kFull);
+                               }
+                               __syncthreads();
+                               ptx::mbarrier_wait(kEmpty, 0);
+                             }),
+                         std::runtime_error,
+                         MessageMatches(ContainsSubstring("not initialised, at 2048")));
+    CHECK_THROWS_MATCHES(run(timing, [] { ptx::store_word(bda_emulated::kSharedBytes, 1); }),
+                         std::runtime_error,
+                         MessageMatches(ContainsSubstring("beyond shared memory")));
+    CHECK_THROWS_MATCHES(run(timing,
+                             [] {
+                               if (threadIdx.x == 0) ptx::mbarrier_init(kFull, 1);
+                               __syncthreads();
+                               if (threadIdx.x < 2) ptx::mbarrier_arrive_expect_bytes(kFull, 16);
+                             }),
+                         std::runtime_error,
+                         MessageMatches(ContainsSubstring("one arrival too many")));
+  }
+}
+
 TEST_CASE("emulated: a CTA must await its copies and products, and commit its stores",
           "[cuda_emulated][machine]") {
   alignas(16) std::uint8_t source[kBytes] = {};
