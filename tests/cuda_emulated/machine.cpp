@@ -41,6 +41,12 @@ struct Groups {
   }
 };
 
+struct Mbarrier {
+  std::uint32_t arrivals = 0, pending = 0, phase = 0;
+  std::int64_t bytes = 0;
+  bool visible = false;  // to the copy engine
+};
+
 struct Thread {
   ucontext_t context{};
   std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes]};
@@ -51,6 +57,8 @@ struct Thread {
   Groups stores, loads;
   unsigned cluster_generation = 0;
   std::vector<std::uint32_t> unfenced;  // pieces of 16 bytes that it wrote
+  std::vector<Mbarrier*> made;
+  bool products_fenced = false;
 };
 
 struct Meeting {
@@ -63,11 +71,6 @@ struct NamedBarrier {
   unsigned generation = 0;
 };
 
-struct Mbarrier {
-  std::uint32_t arrivals = 0, pending = 0, phase = 0;
-  std::int64_t bytes = 0;
-};
-
 struct Cta {
   Cta(uint3 at, unsigned rank, unsigned count)
       : place(at),
@@ -77,7 +80,7 @@ struct Cta {
         threads(count),
         warps(count / kWarp),
         warpgroups(count / kWarpgroup + 1),
-        products(count / kWarpgroup + 1) {
+        products(count / kWarp) {
     std::fill_n(memory, kSharedBytes, std::uint8_t{0xff});  // what nothing has brought is NaN
   }
   Cta(const Cta&) = delete;
@@ -85,7 +88,7 @@ struct Cta {
 
   uint3 place;
   std::vector<std::uint8_t> own;
-  std::uint8_t* memory;                 // of the first of a cluster what its kernel sees as such
+  std::uint8_t* memory;                 // rank 0's is the array that kernels declare
   std::vector<std::uint32_t> unfenced;  // of each 16 bytes: writes that no fence has followed yet
   std::vector<Thread> threads;
   std::vector<Meeting> warps, warpgroups;
@@ -111,6 +114,8 @@ Cluster* cluster = nullptr;
 Cta* cta = nullptr;    // whose thread or operation runs
 unsigned running = 0;  // the thread
 bool in_thread = false;
+std::uint32_t shared_limit = kSharedBytes;
+unsigned elected = 0;
 const std::function<void()>* body = nullptr;
 std::string error;
 
@@ -186,10 +191,13 @@ void finish(Cta& of) {
   for (const Groups& g : of.products)
     if (!g.open.empty() || !g.committed.empty())
       throw std::runtime_error("the CTA ends before its products have");
-  for (Thread& t : of.threads) {
-    if (!t.stores.open.empty()) throw std::runtime_error("a store is not committed");
-    while (t.stores.run_oldest()) {
-    }
+  for (const Thread& t : of.threads) {
+    for (const Groups* g : {&t.stores, &t.loads})
+      if (!g->open.empty()) throw std::runtime_error("a store or load is not committed");
+    if (!t.stores.committed.empty())
+      throw std::runtime_error("the CTA ends before its stores have been read");
+    for (const auto& group : t.loads.committed)
+      if (!group.empty()) throw std::runtime_error("the CTA ends before its loads have come");
   }
 }
 
@@ -215,8 +223,9 @@ void run_cluster(Cluster& here) {
   std::vector<Warp> warps;
   constexpr unsigned kPaces[] = {1, 4, 32};
   for (const auto& c : here.ctas) {
+    const unsigned pace = here.ctas.size() > 1 && any(2) == 0 ? 64 : 1;  // of the CTA
     for (unsigned i = 0; i < c->warps.size(); ++i)
-      warps.push_back({c.get(), i, timing == Timing::kRandom ? kPaces[any(3)] : 1});
+      warps.push_back({c.get(), i, pace * kPaces[any(3)]});
     for (Thread& t : c->threads) {
       getcontext(&t.context);
       t.context.uc_stack.ss_sp = t.stack.get();
@@ -271,7 +280,7 @@ void advance(Mbarrier& b) {
 }
 
 Groups& groups(Queue queue) {
-  if (queue == Queue::kProducts) return cta->products[running / kWarpgroup];
+  if (queue == Queue::kProducts) return cta->products[running / kWarp];
   return queue == Queue::kStores ? self().stores : self().loads;
 }
 
@@ -280,10 +289,15 @@ Groups& groups(Queue queue) {
 void set_timing(Timing wanted, std::uint64_t seed) {
   timing = wanted;
   chance.seed(seed);
+  elected = static_cast<unsigned>(any(kWarp));
 }
 
-void launch(Extent grid, unsigned ctas, unsigned threads, const std::function<void()>& thread) {
+unsigned elected_lane() { return elected; }
+
+void launch(Extent grid, unsigned ctas, unsigned threads, std::uint32_t bytes,
+            const std::function<void()>& thread) {
   body = &thread;
+  shared_limit = bytes;
   blockDim = dim3(threads);
   gridDim = dim3(grid.x, grid.y, grid.z);
   for (unsigned z = 0; z < grid.z; ++z)
@@ -297,7 +311,7 @@ void launch(Extent grid, unsigned ctas, unsigned threads, const std::function<vo
 }
 
 void* shared(std::uint32_t address, std::size_t bytes) {
-  if (within(address) + bytes > kSharedBytes) fail("address beyond shared memory", address);
+  if (within(address) + bytes > shared_limit) fail("address beyond shared memory", address);
   return owner(address).memory + within(address);
 }
 
@@ -349,6 +363,8 @@ void together(unsigned threads, void* mine, const std::function<void(void* const
 }
 
 void barrier(int id, int threads, bool wait) {
+  if (id < 0 || id > 15) fail("no such barrier: id", id);
+  if (threads % static_cast<int>(kWarp) != 0) fail("a barrier of no whole warps: id", id);
   NamedBarrier& b = cta->barriers[static_cast<std::size_t>(id)];
   if (b.arrived > 0 && b.expected != threads) fail("threads of one barrier disagree: id", id);
   b.expected = threads;
@@ -380,10 +396,17 @@ std::uint32_t address_in_cluster(std::uint32_t address, std::uint32_t rank) {
   return within(address) | (rank + 1) << kRankShift;
 }
 
+void fence_mbarriers() {
+  for (Mbarrier* b : self().made) b->visible = true;
+  self().made.clear();
+}
+
 void mbarrier_init(std::uint32_t address, std::uint32_t arrivals) {
+  (void)shared(address, 8);
   if (address % 8 != 0) fail("mbarrier not at a multiple of 8, at", address);
-  if (!cta->mbarriers.emplace(address, Mbarrier{arrivals, arrivals, 0, 0}).second)
-    fail("mbarrier initialised twice, at", address);
+  const auto [at, is_new] = cta->mbarriers.emplace(address, Mbarrier{arrivals, arrivals});
+  if (!is_new) fail("mbarrier initialised twice, at", address);
+  self().made.push_back(&at->second);
 }
 
 void mbarrier_arrive(std::uint32_t address, std::uint32_t expected_bytes) {
@@ -396,6 +419,7 @@ void mbarrier_arrive(std::uint32_t address, std::uint32_t expected_bytes) {
 
 void mbarrier_complete(std::uint32_t address, std::uint32_t bytes) {
   Mbarrier& b = find(address);
+  if (!b.visible) fail("no fence since the mbarrier was initialised, at", address);
   b.bytes -= bytes;
   advance(b);
 }
@@ -412,20 +436,33 @@ void later(std::function<void()> copy) {
 }
 
 void add_to_group(Queue queue, std::function<void()> operation) {
+  const bool at_once = timing == Timing::kEarlyCopies || (timing == Timing::kRandom && any(2) == 0);
+  if (queue == Queue::kLoads && at_once) return operation();
   groups(queue).open.push_back(std::move(operation));
+}
+
+void add_product(unsigned warp, std::function<void()> operation) {
+  cta->products[running / kWarpgroup * (kWarpgroup / kWarp) + warp].open.push_back(
+      std::move(operation));
 }
 
 void commit_group(Queue queue) {
   Groups& g = groups(queue);
   g.committed.push_back(std::move(g.open));
   g.open.clear();
-  // Late copies come with early products.
-  if (timing == Timing::kLateCopies && queue == Queue::kProducts) g.run_oldest();
+  // Late copies come with early products and stores.
+  if (timing == Timing::kLateCopies && queue != Queue::kLoads) g.run_oldest();
 }
 
 void wait_for_groups(Queue queue, std::size_t pending) {
   Groups& g = groups(queue);
   while (g.committed.size() > pending) g.run_oldest();
+}
+
+void fence_products(bool fenced) { self().products_fenced = fenced; }
+
+void check_products_fenced() {
+  if (!self().products_fenced) fail("no wgmma_fence before a product: thread", running);
 }
 
 }  // namespace bda_emulated

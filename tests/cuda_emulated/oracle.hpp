@@ -40,6 +40,7 @@ class Aligned {
 
   /// Every byte 0xff, a NaN in every type.
   void poison() { std::fill(bytes_.begin(), bytes_.end(), std::uint8_t{0xff}); }
+  void poison(std::int64_t i) { std::memset(static_cast<void*>(data_ + i), 0xff, sizeof(T)); }
   void fill_normal(std::mt19937_64& random, float scale) {
     std::normal_distribution<float> distribution;
     for (std::int64_t i = 0; i < count_; ++i)

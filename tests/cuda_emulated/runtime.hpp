@@ -29,8 +29,11 @@ cudaError_t launch_kernel(const cudaLaunchConfig_t* config, void (*kernel)(Param
   for (unsigned i = 0; i < config->numAttrs; ++i)
     if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
       ctas = config->attrs[i].val.clusterDim.x;
+  if (config->gridDim.x % ctas != 0 || config->blockDim.x > 1024 ||
+      config->dynamicSmemBytes > kSharedBytes)
+    return cudaErrorInvalidConfiguration;
   launch({config->gridDim.x, config->gridDim.y, config->gridDim.z}, ctas, config->blockDim.x,
-         [&] { kernel(params...); });
+         static_cast<std::uint32_t>(config->dynamicSmemBytes), [&] { kernel(params...); });
   return cudaSuccess;
 }
 

@@ -32,16 +32,30 @@ struct Case {
 
 template <class T>
 struct Problem {
+  static constexpr std::int64_t kGuard = 512;
+
   explicit Problem(const Case& of)
       : c(of),
         q(c.batch * c.queries * c.heads * c.qk),
         k(c.batch * c.keys * c.kv_heads * c.qk),
         v(c.batch * c.keys * c.kv_heads * c.v),
-        out(c.batch * c.queries * c.heads * c.v) {
+        out(c.batch * c.queries * c.heads * c.v + 2 * kGuard) {
     std::mt19937_64 random(1);
     for (auto* operand : {&q, &k, &v}) operand->fill_normal(random, 1.0f);
     for (std::int64_t b = 0; b < c.batch; ++b)
       lengths.push_back(static_cast<std::int32_t>(std::max<std::int64_t>(c.keys - 7 * b - 3, 0)));
+    if (c.lengths) {  // what lies behind the last key may be anything
+      const auto poison_from = [&](bda_test::Aligned<T>& operand, std::int64_t b,
+                                   std::int64_t row) {
+        for (std::int64_t i = (b * c.keys + lengths[static_cast<std::size_t>(b)]) * row;
+             i < (b + 1) * c.keys * row; ++i)
+          operand.poison(i);
+      };
+      for (std::int64_t b = 0; b < c.batch; ++b) {
+        poison_from(k, b, c.kv_heads * c.qk);
+        poison_from(v, b, c.kv_heads * c.v);
+      }
+    }
     for (std::int64_t h = 0; h < c.heads; ++h) sinks.push_back(0.5f * static_cast<float>(h));
     args.q = {q.data(), {c.batch, c.queries, c.heads, c.qk}};
     args.k = {k.data(), {c.batch, c.keys, c.kv_heads, c.qk}};
@@ -50,7 +64,7 @@ struct Problem {
       args.v = args.k;
       args.v.extents[3] = c.v;
     }
-    args.out = {out.data(), {c.batch, c.queries, c.heads, c.v}};
+    args.out = {out.data() + kGuard, {c.batch, c.queries, c.heads, c.v}};
     args.scale = 1 / std::sqrt(static_cast<float>(c.qk));
     args.softcap = c.softcap;
     args.causal = c.causal;
@@ -117,7 +131,7 @@ struct Problem {
                         smallest * total / denominator + unit * std::abs(want) + smallest
                   : 0;
       const double got = bda_test::to_double(
-          static_cast<float>(out.data()[((b * c.queries + i) * c.heads + h) * c.v + e]));
+          static_cast<float>(args.out.data[((b * c.queries + i) * c.heads + h) * c.v + e]));
       count += !(std::abs(got - want) <= bound);
     }
     return count;
@@ -142,6 +156,7 @@ struct Problem {
         for (std::int64_t i = 0; i < c.queries; ++i)
           for (std::int64_t h = 0; h < c.heads; ++h) count += wrong(b, i, h);
       CHECK(count == 0);
+      CHECK(out.poisoned() == 2 * kGuard);
       if (first.empty()) first = out.bytes();
       CHECK((first == out.bytes()));
     }
@@ -177,7 +192,7 @@ TEMPLATE_TEST_CASE("emulated: attention over latents", "[cuda_emulated][attend]"
                    __nv_bfloat16) {
   constexpr AttendKernel kLatent = AttendKernel::kSm90Latent;
   for (const Case& c : {
-           Case{kLatent, 1, 1, 2, 70, 6, 1, 576, 512},
+           Case{kLatent, 1, 1, 2, 70, 6, 1, 576, 512, true, 0, false, true},
            Case{kLatent, 2, 2, 1, 200, 70, 1, 320, 256, true, 0, true, true},
            Case{kLatent, 3, 1, 1, 250, 5, 1, 192, 128, true, 100, false, false, 30.0f},
        })

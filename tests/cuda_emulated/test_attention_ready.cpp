@@ -137,6 +137,7 @@ void check(const Case& c) {
   for (const auto& [timing, seed] : bda_test::kTimings) {
     key.poison();
     value.poison();
+    workspace.poison();
     bda_emulated::set_timing(timing, seed);
     const Status status =
         run(args, device, scratch, static_cast<std::size_t>(workspace.size()) - 128, nullptr);

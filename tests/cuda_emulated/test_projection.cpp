@@ -73,7 +73,7 @@ struct Problem {
   ProjectionArguments<T> args;
 };
 
-/// Every kernel with every tile, on shapes of more than one tile that no tile divides.
+/// Every kernel, its tiles, and shapes that no tile divides.
 struct Case {
   ProjectionKernel kernel;
   int tile_tokens, tile_columns, splits;
@@ -107,6 +107,10 @@ TEMPLATE_TEST_CASE("emulated: sm90_small", "[cuda_emulated][projection]", __half
            Case{kSmall, 16, 64, 1, 5, 256, 64, 3, 0, 132},
            Case{kSmall, 32, 64, 1, 41, 576, 128, 1, 448, 132},
            Case{kSmall, 64, 64, 1, 70, 256, 128, 1, 0, 2},
+           Case{kSmall, 64, 64, 1, 70, 1088, 64, 1, 0, 1},  // the ring goes round
+           Case{kSmall, 16, 128, 1, 20, 256, 64, 3, 0, 132},
+           Case{kSmall, 96, 64, 1, 100, 192, 64, 1, 0, 132},
+           Case{kSmall, 128, 128, 1, 130, 192, 128, 1, 0, 132},
            Case{kSmall, 64, 128, 1, 70, 256, 64, 3, 64, 132},
            Case{kSmall, 96, 128, 1, 100, 320, 128, 2, 0, 132},
            Case{kSmall, 128, 64, 1, 130, 256, 64, 1, 0, 132},
@@ -131,6 +135,7 @@ TEMPLATE_TEST_CASE("emulated: sm90_turns", "[cuda_emulated][projection]", __half
            Case{ProjectionKernel::kSm90Turns, 128, 128, 1, 100, 512, 128, 2, 0, 132},
            Case{ProjectionKernel::kSm90Turns, 128, 128, 1, 300, 192, 64, 3, 128, 6},
            Case{ProjectionKernel::kSm90Turns, 256, 128, 1, 200, 512, 128, 1, 384, 132},
+           Case{ProjectionKernel::kSm90Turns, 256, 128, 1, 200, 512, 128, 1, 0, 1},
            Case{ProjectionKernel::kSm90Turns, 256, 128, 1, 330, 320, 64, 3, 64, 132},
        })
     check<TestType>(c);
@@ -177,6 +182,8 @@ TEMPLATE_TEST_CASE("emulated: sm90_resident", "[cuda_emulated][projection]", __h
 TEMPLATE_TEST_CASE("emulated: sm80", "[cuda_emulated][projection]", __half, __nv_bfloat16) {
   for (const Case& c : {
            Case{ProjectionKernel::kSm80, 128, 128, 1, 150, 200, 80, 3, 0, 1},
+           Case{ProjectionKernel::kSm80, 128, 128, 1, 300, 200, 80, 3, 0, 1},
+           Case{ProjectionKernel::kSm80Resident, 128, 128, 1, 300, 200, 96, 3, 0, 2},
            Case{ProjectionKernel::kSm80, 128, 128, 1, 70, 136, 32, 5, 104, 2},
            Case{ProjectionKernel::kSm80Resident, 128, 128, 1, 150, 200, 96, 3, 0, 2},
            Case{ProjectionKernel::kSm80Resident, 128, 128, 1, 140, 320, 128, 3, 192, 2},

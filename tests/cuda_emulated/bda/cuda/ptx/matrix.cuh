@@ -27,7 +27,7 @@ struct Matrices {
 };
 
 /// Between four 8 x 8 matrices, whose rows the lanes address, and four registers of each lane:
-/// f(16-bit value in shared memory, in the registers).
+/// f(16-bit value in shared memory, register, where in the register).
 template <class F>
 void for_each_of_matrices(void* const* lanes, bool transposed, F f) {
   for (unsigned lane = 0; lane < 32; ++lane)

@@ -48,6 +48,13 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
 
 namespace bda_emulated {
 
+inline void check_multiple(const char* what, std::uintptr_t address, std::uintptr_t of) {
+  if (address % of != 0) fail(what, static_cast<std::int64_t>(address));
+}
+inline void check_multiple(const char* what, const void* address, std::uintptr_t of) {
+  check_multiple(what, reinterpret_cast<std::uintptr_t>(address), of);
+}
+
 /// What a CUtensorMap holds here: `encode` puts it there, in place of the driver.
 struct TensorMap {
   std::uint8_t* data;
@@ -56,8 +63,10 @@ struct TensorMap {
   std::uint64_t strides[3];  // in bytes, from the second dimension on
   std::uint32_t box[4];
 
-  static const TensorMap& of(const CUtensorMap& map) {
-    return reinterpret_cast<const TensorMap&>(map);
+  static TensorMap of(const CUtensorMap& map) {
+    TensorMap t;
+    std::memcpy(&t, &map, sizeof(t));
+    return t;
   }
   [[nodiscard]] std::uint32_t box_bytes() const {
     return box[0] * box[1] * box[2] * box[3] * element_bytes;
@@ -107,7 +116,7 @@ inline std::uint32_t shared_address(const void* p) {
 inline std::uint32_t thread_index() { return threadIdx.x; }
 inline std::uint32_t block_index() { return blockIdx.x; }
 inline int warp_index() { return static_cast<int>(threadIdx.x) / 32; }
-inline bool elect_one() { return threadIdx.x % 32 == 0; }
+inline bool elect_one() { return threadIdx.x % 32 == bda_emulated::elected_lane(); }
 
 template <int kId>
 void barrier_sync(int threads) {
@@ -123,7 +132,7 @@ inline void barrier_arrive(int id, int threads) { bda_emulated::barrier(id, thre
 inline void mbarrier_init(std::uint32_t barrier, std::uint32_t arrivals) {
   bda_emulated::mbarrier_init(barrier, arrivals);
 }
-inline void fence_mbarrier_init() {}
+inline void fence_mbarrier_init() { bda_emulated::fence_mbarriers(); }
 inline void mbarrier_arrive(std::uint32_t barrier) { bda_emulated::mbarrier_arrive(barrier, 0); }
 inline void mbarrier_arrive_expect_bytes(std::uint32_t barrier, std::uint32_t bytes) {
   bda_emulated::mbarrier_arrive(barrier, bytes);
@@ -142,8 +151,9 @@ inline void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
 inline void bulk_load(std::uint32_t shared, const void* global, std::uint32_t bytes,
                       std::uint32_t barrier, std::uint64_t = 0) {
   void* const target = bda_emulated::shared(shared, bytes);
-  if (shared % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
-    bda_emulated::fail("bulk copy of no multiples of 16 bytes, to", shared);
+  bda_emulated::check_multiple("bulk copy to no multiple of 16:", shared, 16);
+  bda_emulated::check_multiple("bulk copy of no multiple of 16:", bytes, 16);
+  bda_emulated::check_multiple("bulk copy from no multiple of 16:", global, 16);
   bda_emulated::later([=] {
     std::memcpy(target, global, bytes);
     bda_emulated::mbarrier_complete(barrier, bytes);
@@ -156,7 +166,7 @@ inline void tensor_load(std::uint32_t shared, const CUtensorMap& map, std::uint3
   using bda_emulated::TensorMap;
   const std::uint32_t bytes = TensorMap::of(map).box_bytes();
   (void)bda_emulated::shared(shared, bytes);
-  if (shared % 128 != 0) bda_emulated::fail("tensor copy to no multiple of 128:", shared);
+  bda_emulated::check_multiple("tensor copy to no multiple of 128:", shared, 128);
   bda_emulated::later([=, map = TensorMap::of(map)] {
     map.for_each(shared, {x, y, z, w}, [&](std::uint32_t to, const std::uint8_t* from) {
       void* const target = bda_emulated::shared(to, map.element_bytes);
@@ -174,7 +184,7 @@ inline void tensor_store(const CUtensorMap& map, std::uint32_t shared, int x, in
   const std::uint32_t bytes = TensorMap::of(map).box_bytes();
   (void)bda_emulated::shared(shared, bytes);
   bda_emulated::check_fenced(shared, bytes);
-  if (shared % 128 != 0) bda_emulated::fail("tensor store from no multiple of 128:", shared);
+  bda_emulated::check_multiple("tensor store from no multiple of 128:", shared, 128);
   bda_emulated::add_to_group(bda_emulated::Queue::kStores, [=, map = TensorMap::of(map)] {
     map.for_each(shared, {x, y, z, w}, [&](std::uint32_t from, std::uint8_t* to) {
       if (to != nullptr)
@@ -195,6 +205,8 @@ inline constexpr std::uint64_t kEvictFirst = 0, kEvictNormal = 0;
 
 inline void async_load_16(std::uint32_t shared, const void* global, bool valid) {
   void* const target = bda_emulated::shared(shared, 16);
+  bda_emulated::check_multiple("cp.async to no multiple of 16:", shared, 16);
+  bda_emulated::check_multiple("cp.async from no multiple of 16:", global, 16);
   bda_emulated::add_to_group(bda_emulated::Queue::kLoads, [=, by = threadIdx.x] {
     bda_emulated::note_write(shared, 16, by);
     if (valid)
@@ -231,19 +243,24 @@ inline void store_async(std::uint32_t remote, float x, float y, float z, float w
 
 inline uint4 load_16(std::uint32_t shared) {
   uint4 v;
+  bda_emulated::check_multiple("ld.shared.v4 of no multiple of 16:", shared, 16);
   std::memcpy(&v, bda_emulated::shared(shared, 16), 16);
   return v;
 }
 inline void store_word(std::uint32_t shared, std::uint32_t v) {
+  bda_emulated::check_multiple("st.shared to no multiple of 4:", shared, 4);
   bda_emulated::note_write(shared, 4, threadIdx.x);
   std::memcpy(bda_emulated::shared(shared, 4), &v, 4);
 }
-inline void store_16_streaming(void* global, uint4 v) { std::memcpy(global, &v, 16); }
 inline void store_16_if(bool wanted, void* global, uint4 v) {
-  if (wanted) std::memcpy(global, &v, 16);
+  if (!wanted) return;
+  bda_emulated::check_multiple("st.global.v4 to no multiple of 16:", global, 16);
+  std::memcpy(global, &v, 16);
 }
+inline void store_16_streaming(void* global, uint4 v) { store_16_if(true, global, v); }
 inline float4 load_floats(std::uint32_t shared) {
   float4 v;
+  bda_emulated::check_multiple("ld.shared.v4 of no multiple of 16:", shared, 16);
   std::memcpy(&v, bda_emulated::shared(shared, 16), 16);
   return v;
 }

@@ -17,6 +17,11 @@ struct Product {
   int accumulate;
 };
 
+/// Where an operand begins, without the step among its first row or rows.
+inline std::uint32_t base_of(std::uint64_t descriptor) {
+  return static_cast<std::uint32_t>((descriptor & 0x3fff) << 4) & ~std::uint32_t{0x7f};
+}
+
 /// Row `row`, column `k` (of 16) of the operand that `descriptor` says; transposed, its rows are
 /// contiguous, 64 of them.
 template <class T>
@@ -24,6 +29,7 @@ float operand(std::uint64_t descriptor, unsigned row, unsigned k, bool transpose
   const auto field = [=](int shift) {
     return static_cast<std::uint32_t>((descriptor >> shift & 0x3fff) << 4);
   };
+  check_multiple("operand at no multiple of 1024, but for its columns:", base_of(descriptor), 1024);
   const std::uint32_t base = field(0), next_rows = field(16), eight_lines = field(32);
   const std::uint32_t linear =
       transposed ? base + row / 64 * next_rows + k / 8 * eight_lines + k % 8 * 128 + row % 64 * 2
@@ -35,10 +41,12 @@ float operand(std::uint64_t descriptor, unsigned row, unsigned k, bool transpose
   return value<T>(bits);
 }
 
+/// The 16 rows of one warp: nobody may rely on another's being done.
 template <class T, int N, bool kTransposedA, bool kTransposedB>
-void multiply(const std::array<Product, 128>& threads) {
+void multiply(const std::array<Product, 128>& threads, unsigned warp) {
   float left[64][16], right[N][16];
-  for (unsigned t = 0; t < 128; ++t) {
+  const unsigned first = 32 * warp;
+  for (unsigned t = first; t < first + 32; ++t) {
     const Product& p = threads[t];
     if (p.a == nullptr) continue;
     const unsigned row = t / 32 * 16 + t % 32 / 4, column = 2 * (t % 4);
@@ -49,12 +57,12 @@ void multiply(const std::array<Product, 128>& threads) {
   }
   for (unsigned k = 0; k < 16; ++k) {
     if (threads[0].a == nullptr)
-      for (unsigned i = 0; i < 64; ++i)
+      for (unsigned i = 16 * warp; i < 16 * warp + 16; ++i)
         left[i][k] = operand<T>(threads[0].descriptor_a, i, k, kTransposedA);
     for (unsigned i = 0; i < N; ++i)
       right[i][k] = operand<T>(threads[0].descriptor_b, i, k, kTransposedB);
   }
-  for (unsigned t = 0; t < 128; ++t)
+  for (unsigned t = first; t < first + 32; ++t)
     for (unsigned e = 0; e < N / 2; ++e) {
       const unsigned row = t / 32 * 16 + t % 32 / 4 + 8 * (e / 2 % 2);
       const unsigned column = 8 * (e / 4) + 2 * (t % 4) + e % 2;
@@ -68,11 +76,17 @@ void multiply(const std::array<Product, 128>& threads) {
 /// The registers are read and written when the product is made, not when it is asked for.
 template <class T, int N, bool kTransposedA, bool kTransposedB>
 void ask_for_product(Product mine) {
+  check_products_fenced();
   together(128, &mine, [](void* const* all) {
     std::array<Product, 128> threads;
     for (unsigned t = 0; t < 128; ++t) threads[t] = *static_cast<const Product*>(all[t]);
-    add_to_group(Queue::kProducts,
-                 [threads] { multiply<T, N, kTransposedA, kTransposedB>(threads); });
+    for (unsigned t = 1; t < 128; ++t)
+      if (threads[t].descriptor_a != threads[0].descriptor_a ||
+          threads[t].descriptor_b != threads[0].descriptor_b ||
+          threads[t].accumulate != threads[0].accumulate)
+        fail("threads of one product disagree: thread", t);
+    for (unsigned w = 0; w < 4; ++w)
+      add_product(w, [threads, w] { multiply<T, N, kTransposedA, kTransposedB>(threads, w); });
   });
 }
 
@@ -80,9 +94,10 @@ void ask_for_product(Product mine) {
 
 namespace bda::inline v0::cuda::ptx {
 
-inline void wgmma_fence() {}
+inline void wgmma_fence() { bda_emulated::fence_products(true); }
 inline void wgmma_commit() {
-  bda_emulated::together(128, nullptr, [](void* const*) {
+  bda_emulated::fence_products(false);
+  bda_emulated::together(32, nullptr, [](void* const*) {
     bda_emulated::commit_group(bda_emulated::Queue::kProducts);
   });
 }
