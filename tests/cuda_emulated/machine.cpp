@@ -185,8 +185,7 @@ bool run_warp(Cta& of, unsigned warp) {
   return progress;
 }
 
-void finish(Cta& of) {
-  cta = &of;
+void finish(const Cta& of) {
   if (!of.copies.empty()) throw std::runtime_error("the CTA ends before its copies have come");
   for (const Groups& g : of.products)
     if (!g.open.empty() || !g.committed.empty())
@@ -294,10 +293,10 @@ void set_timing(Timing wanted, std::uint64_t seed) {
 
 unsigned elected_lane() { return elected; }
 
-void launch(Extent grid, unsigned ctas, unsigned threads, std::uint32_t bytes,
+void launch(Extent grid, unsigned ctas, unsigned threads, std::uint32_t shared_bytes,
             const std::function<void()>& thread) {
   body = &thread;
-  shared_limit = bytes;
+  shared_limit = shared_bytes;
   blockDim = dim3(threads);
   gridDim = dim3(grid.x, grid.y, grid.z);
   for (unsigned z = 0; z < grid.z; ++z)
@@ -403,7 +402,7 @@ void fence_mbarriers() {
 
 void mbarrier_init(std::uint32_t address, std::uint32_t arrivals) {
   (void)shared(address, 8);
-  if (address % 8 != 0) fail("mbarrier not at a multiple of 8, at", address);
+  check_multiple("mbarrier at no multiple of 8:", address, 8);
   const auto [at, is_new] = cta->mbarriers.emplace(address, Mbarrier{arrivals, arrivals});
   if (!is_new) fail("mbarrier initialised twice, at", address);
   self().made.push_back(&at->second);

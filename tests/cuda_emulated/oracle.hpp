@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -8,32 +9,36 @@
 #include <type_traits>
 #include <vector>
 
-#include "bda/core/tensor_view.hpp"
+#include "bda/core/status.hpp"
 #include "bda/cuda/element.hpp"
 #include "bda/cuda/projection/config.hpp"
 #include "bda/cuda/projection/packing.hpp"
 #include "machine.hpp"
 
-/// Operands on the host, sums in double precision, and the bound of tests/cuda/reference.cu.
+/// Operands on the host, sums in double precision, the bound of tests/cuda/reference.cu, and a
+/// launch in every timing.
 namespace bda_test {
-
-using bda_emulated::Timing;
 
 /// An H100 with few multiprocessors: persistent CTAs have several tiles each in small problems.
 inline bda::cuda::DeviceInfo device_of(int multiprocessors) {
   return {9, 0, multiprocessors, static_cast<int>(bda_emulated::kSharedBytes), true};
 }
 
-inline double to_double(float v) { return static_cast<double>(v); }
+template <class T>
+double to_double(T v) {
+  return static_cast<double>(static_cast<float>(v));
+}
 
-/// Elements on a boundary of 128 bytes, which a vector does not promise.
+/// Elements on the boundary that the strictest argument wants, which a vector does not promise.
 template <class T>
 class Aligned {
  public:
+  static constexpr std::uintptr_t kBytes = 256;
+
   explicit Aligned(std::int64_t count)
-      : bytes_(static_cast<std::size_t>(count) * sizeof(T) + 128),
-        data_(reinterpret_cast<T*>((reinterpret_cast<std::uintptr_t>(bytes_.data()) + 127) / 128 *
-                                   128)),
+      : bytes_(static_cast<std::size_t>(count) * sizeof(T) + kBytes),
+        data_(reinterpret_cast<T*>((reinterpret_cast<std::uintptr_t>(bytes_.data()) + kBytes - 1) /
+                                   kBytes * kBytes)),
         count_(count) {}
   Aligned(const Aligned&) = delete;
   Aligned& operator=(const Aligned&) = delete;
@@ -80,7 +85,7 @@ struct Coefficients {
         packed.data()[layout.offset(k, j)] = plain.data()[k * layout.columns() + j];
   }
   [[nodiscard]] double at(std::int64_t k, std::int64_t column) const {
-    return to_double(static_cast<float>(plain.data()[k * layout.columns() + column]));
+    return to_double(plain.data()[k * layout.columns() + column]);
   }
 
   bda::cuda::PackedCoefficients layout;
@@ -107,7 +112,7 @@ constexpr double kUnitRoundoff = std::is_same_v<T, float>    ? 0x1p-24
 
 template <class T>
 bool is_within_bound(T got, const Exact& exact, std::int64_t terms) {
-  return std::abs(to_double(static_cast<float>(got)) - exact.sum) <=
+  return std::abs(to_double(got) - exact.sum) <=
          kUnitRoundoff<T> * std::abs(exact.sum) + exact.slack(terms);
 }
 
@@ -116,21 +121,34 @@ template <class T>
 Exact project(const T* x, const Coefficients<T>& c, std::int64_t basis_begin, const T* bias,
               std::int64_t column) {
   const std::int64_t width = c.layout.width;
-  const auto channel = [&](std::int64_t i) { return to_double(static_cast<float>(x[i])); };
+  const auto channel = [&](std::int64_t i) { return to_double(x[i]); };
   Exact exact;
   exact.add(channel(basis_begin + column % width));
-  if (bias != nullptr) exact.add(to_double(static_cast<float>(bias[column])));
+  if (bias != nullptr) exact.add(to_double(bias[column]));
   for (std::int64_t k = 0; k < c.layout.rest; ++k)
     exact.add(channel(k < basis_begin ? k : k + width) * c.at(k, column));
   return exact;
 }
 
-/// Every timing, with a seed each.
-struct TimingCase {
-  Timing timing;
-  std::uint64_t seed;
-};
-constexpr TimingCase kTimings[] = {
-    {Timing::kEarlyCopies, 1}, {Timing::kLateCopies, 2}, {Timing::kRandom, 3}};
+/// Launches in every timing, each time into poisoned `outputs`, and checks them; their bits must
+/// not depend on the timing.
+template <class Launch, class Check, class... Outputs>
+void in_every_timing(const Launch& launch, const Check& check, Outputs&... outputs) {
+  using bda_emulated::Timing;
+  std::vector<std::uint8_t> first;
+  std::uint64_t seed = 0;
+  for (const Timing timing : {Timing::kEarlyCopies, Timing::kLateCopies, Timing::kRandom}) {
+    (outputs.poison(), ...);
+    bda_emulated::set_timing(timing, ++seed);
+    const bda::Status status = launch();
+    INFO(status.message() << ", seed " << seed);
+    REQUIRE(status.ok());
+    check();
+    std::vector<std::uint8_t> all;
+    (all.insert(all.end(), outputs.bytes().begin(), outputs.bytes().end()), ...);
+    if (first.empty()) first = all;
+    CHECK((all == first));
+  }
+}
 
 }  // namespace bda_test

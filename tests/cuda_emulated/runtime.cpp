@@ -19,7 +19,6 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t ran
   if (reinterpret_cast<std::uintptr_t>(data) % 16 != 0) return CUDA_ERROR_INVALID_VALUE;
   bda_emulated::TensorMap t{};
   t.data = static_cast<std::uint8_t*>(data);
-  t.rank = rank;
   t.element_bytes = 2;
   for (cuuint32_t i = 0; i < 4; ++i) {
     t.extents[i] = i < rank ? static_cast<std::uint32_t>(extents[i]) : 1;

@@ -2,8 +2,6 @@
 
 #include <cuda_runtime.h>
 
-#include <tuple>
-
 #include "machine.hpp"
 
 /// What the launchers ask of the CUDA runtime, emulated; runtime.cpp has the functions that are no

@@ -8,13 +8,13 @@
 #include <type_traits>
 #include <vector>
 
+#include "bda/core/tensor_view.hpp"
 #include "bda/cuda/attend/attend.hpp"
 #include "oracle.hpp"
 
 // The attention step's kernels on the emulated multiprocessor.
 namespace {
 
-using bda::Status;
 using bda::TensorView;
 using bda::cuda::AttendArguments;
 using bda::cuda::AttendConfig;
@@ -76,8 +76,8 @@ struct Problem {
 
   static double at(const TensorView<const T, 4>& view, std::int64_t b, std::int64_t token,
                    std::int64_t head, std::int64_t channel) {
-    return bda_test::to_double(static_cast<float>(
-        view.data[b * view.stride(0) + token * view.stride(1) + head * view.stride(2) + channel]));
+    return bda_test::to_double(
+        view.data[b * view.stride(0) + token * view.stride(1) + head * view.stride(2) + channel]);
   }
   [[nodiscard]] bool visible(std::int64_t b, std::int64_t i, std::int64_t j) const {
     const std::int64_t position = i + c.keys - c.queries;
@@ -130,8 +130,8 @@ struct Problem {
                             denominator +
                         smallest * total / denominator + unit * std::abs(want) + smallest
                   : 0;
-      const double got = bda_test::to_double(
-          static_cast<float>(args.out.data[((b * c.queries + i) * c.heads + h) * c.v + e]));
+      const double got =
+          bda_test::to_double(args.out.data[((b * c.queries + i) * c.heads + h) * c.v + e]);
       count += !(std::abs(got - want) <= bound);
     }
     return count;
@@ -139,27 +139,19 @@ struct Problem {
 
   void check() {
     const auto device = bda_test::device_of(132);
-    bda_test::Aligned<float> workspace(
-        static_cast<std::int64_t>(workspace_size(args, device) / sizeof(float)) + 1);
-    std::vector<std::uint8_t> first;
-    for (const auto& [timing, seed] : bda_test::kTimings) {
-      out.poison();
-      workspace.poison();
-      bda_emulated::set_timing(timing, seed);
-      const Status status =
-          run(args, device, workspace.data(),
-              static_cast<std::size_t>(workspace.size()) * sizeof(float), nullptr);
-      INFO(status.message() << ", seed " << seed);
-      REQUIRE(status.ok());
-      std::int64_t count = 0;
-      for (std::int64_t b = 0; b < c.batch; ++b)
-        for (std::int64_t i = 0; i < c.queries; ++i)
-          for (std::int64_t h = 0; h < c.heads; ++h) count += wrong(b, i, h);
-      CHECK(count == 0);
-      CHECK(out.poisoned() == 2 * kGuard);
-      if (first.empty()) first = out.bytes();
-      CHECK((first == out.bytes()));
-    }
+    const std::size_t bytes = workspace_size(args, device);
+    bda_test::Aligned<std::uint8_t> workspace(static_cast<std::int64_t>(bytes));
+    bda_test::in_every_timing([&] { return run(args, device, workspace.data(), bytes, nullptr); },
+                              [&] {
+                                std::int64_t count = 0;
+                                for (std::int64_t b = 0; b < c.batch; ++b)
+                                  for (std::int64_t i = 0; i < c.queries; ++i)
+                                    for (std::int64_t h = 0; h < c.heads; ++h)
+                                      count += wrong(b, i, h);
+                                CHECK(count == 0);
+                                CHECK(out.poisoned() == 2 * kGuard);
+                              },
+                              out, workspace);
   }
 
   Case c;

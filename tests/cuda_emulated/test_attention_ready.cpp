@@ -15,7 +15,6 @@
 // Keys and values where an attention kernel reads them, on the emulated multiprocessor.
 namespace {
 
-using bda::Status;
 using bda::cuda::AttentionReadyArguments;
 using bda::cuda::AttentionReadyConfig;
 using bda::cuda::AttentionReadyKernel;
@@ -73,26 +72,23 @@ struct Side {
     }
     return side;
   }
-  void poison() {
-    same.poison();
-    bytes.poison();
-  }
-
   /// Whether what is stored at `at` is `exact`; `copied` (the rope part) without any error of T.
   [[nodiscard]] bool is_right(const Case& c, std::int64_t head, std::int64_t at,
                               const bda_test::Exact& exact, bool copied,
                               bool rounded_before) const {
-    const double slack = copied ? 0 : exact.slack(c.kv_dim - c.width);
-    const double unit = copied ? 0 : bda_test::kUnitRoundoff<T>;
+    const std::int64_t rest = c.kv_dim - c.width;
     if (!c.e4m3) {
-      const double got = bda_test::to_double(static_cast<float>(same.data()[at]));
-      return std::abs(got - exact.sum) <= unit * std::abs(exact.sum) + slack;
+      const T got = same.data()[at];
+      return copied ? bda_test::to_double(got) == exact.sum
+                    : bda_test::is_within_bound(got, exact, rest);
     }
+    const double slack = copied ? 0 : exact.slack(rest);
+    const double unit = copied ? 0 : bda_test::kUnitRoundoff<T>;
     // Half the spacing of e4m3, besides what the sum (or its rounding to T) and the division are
     // off.
     const double scale = bda_test::to_double(scales[static_cast<std::size_t>(head)]);
     const __half_raw raw = __nv_cvt_fp8_to_halfraw(bytes.data()[at], __NV_E4M3);
-    const double got = bda_test::to_double(__half2float(__half(raw)));
+    const double got = bda_test::to_double(__half(raw));
     const double want = std::clamp(exact.sum / scale, -448.0, 448.0);
     const double off = (slack + (rounded_before ? unit : 0) * std::abs(exact.sum)) / scale +
                        0x1p-22 * std::abs(want);
@@ -128,21 +124,10 @@ void check(const Case& c) {
   if (c.value) args.value = value.arguments(c);
   args.force = c.config;
   const auto device = bda_test::device_of(c.multiprocessors);
-  bda_test::Aligned<std::uint8_t> workspace(
-      static_cast<std::int64_t>(workspace_size(args, device)) + 256);
-  void* const scratch =
-      workspace.data() + (256 - reinterpret_cast<std::uintptr_t>(workspace.data()) % 256) % 256;
+  const std::size_t workspace_bytes = workspace_size(args, device);
+  bda_test::Aligned<std::uint8_t> workspace(static_cast<std::int64_t>(workspace_bytes));
 
-  std::vector<std::uint8_t> first;
-  for (const auto& [timing, seed] : bda_test::kTimings) {
-    key.poison();
-    value.poison();
-    workspace.poison();
-    bda_emulated::set_timing(timing, seed);
-    const Status status =
-        run(args, device, scratch, static_cast<std::size_t>(workspace.size()) - 128, nullptr);
-    INFO(status.message() << ", seed " << seed);
-    REQUIRE(status.ok());
+  const auto check_outputs = [&] {
     for (const Side<T>* side : {&key, &value}) {
       if (!(side == &key ? c.key : c.value)) continue;
       const KvOutput out = side == &key ? args.key->out : args.value->out;
@@ -161,8 +146,7 @@ void check(const Case& c) {
               exact = bda_test::project(latent.data() + t * c.kv_dim, side->coefficients,
                                         side->basis_begin, bias, h * c.width + i);
             else
-              exact.add(bda_test::to_double(
-                  static_cast<float>(rope.data()[t * c.rope_width + i - c.width])));
+              exact.add(bda_test::to_double(rope.data()[t * c.rope_width + i - c.width]));
             wrong += !side->is_right(c, h, row + h * out.head_stride + i, exact, i >= c.width,
                                      c.config.kernel == AttentionReadyKernel::kProjectThenPlace);
           }
@@ -172,14 +156,10 @@ void check(const Case& c) {
       CHECK(side->same.poisoned() + side->bytes.poisoned() ==
             side->same.size() + side->bytes.size() - written);
     }
-    std::vector<std::uint8_t> all;
-    for (const Side<T>* side : {&key, &value}) {
-      all.insert(all.end(), side->same.bytes().begin(), side->same.bytes().end());
-      all.insert(all.end(), side->bytes.bytes().begin(), side->bytes.bytes().end());
-    }
-    if (first.empty()) first = all;
-    CHECK((first == all));
-  }
+  };
+  bda_test::in_every_timing(
+      [&] { return run(args, device, workspace.data(), workspace_bytes, nullptr); }, check_outputs,
+      key.same, key.bytes, value.same, value.bytes, workspace);
 }
 
 constexpr AttentionReadyConfig kTensor{AttentionReadyKernel::kSm90Resident, KvStore::kTensor, 128,

@@ -36,7 +36,7 @@ void for_each_of_matrices(void* const* lanes, bool transposed, F f) {
         unsigned row = lane / 4, column = 2 * (lane % 4) + half;
         if (transposed) std::swap(row, column);
         const auto& source = *static_cast<const Matrices*>(lanes[8 * m + row]);
-        if (source.address % 16 != 0) fail("row of a matrix at no multiple of 16:", source.address);
+        check_multiple("row of a matrix at no multiple of 16:", source.address, 16);
         auto* const rows = static_cast<std::uint16_t*>(shared(source.address, 16));
         auto& mine = static_cast<const Matrices*>(lanes[lane])->registers[m];
         f(rows[column], mine, 16 * half);

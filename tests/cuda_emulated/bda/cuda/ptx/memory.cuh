@@ -55,10 +55,15 @@ inline void check_multiple(const char* what, const void* address, std::uintptr_t
   check_multiple(what, reinterpret_cast<std::uintptr_t>(address), of);
 }
 
+/// The 128-byte swizzle of the copy engine and wgmma: of an address, by the address.
+constexpr std::uint32_t swizzled(std::uint32_t address) {
+  return address ^ ((address >> 7 & 7) << 4);
+}
+
 /// What a CUtensorMap holds here: `encode` puts it there, in place of the driver.
 struct TensorMap {
   std::uint8_t* data;
-  std::uint32_t rank, element_bytes;
+  std::uint32_t element_bytes;
   std::uint32_t extents[4];
   std::uint64_t strides[3];  // in bytes, from the second dimension on
   std::uint32_t box[4];
@@ -74,33 +79,25 @@ struct TensorMap {
   /// Calls f(address in the box as it lies in shared memory, element in global memory or null
   /// outside the tensor) for every element of the box at `at`.
   template <class F>
-  void for_each(std::uint32_t shared, const std::array<int, 4>& at, F f) const;
+  void for_each(std::uint32_t shared, const std::array<int, 4>& at, F f) const {
+    std::uint32_t linear = 0;
+    for (std::uint32_t w = 0; w < box[3]; ++w)
+      for (std::uint32_t z = 0; z < box[2]; ++z)
+        for (std::uint32_t y = 0; y < box[1]; ++y)
+          for (std::uint32_t x = 0; x < box[0]; ++x, linear += element_bytes) {
+            const std::int64_t p[4] = {std::int64_t{at[0]} + x, std::int64_t{at[1]} + y,
+                                       std::int64_t{at[2]} + z, std::int64_t{at[3]} + w};
+            bool inside = true;
+            std::int64_t offset = p[0] * element_bytes;
+            for (int i = 0; i < 4; ++i) {
+              inside = inside && p[i] >= 0 && p[i] < std::int64_t{extents[i]};
+              if (i > 0) offset += p[i] * static_cast<std::int64_t>(strides[i - 1]);
+            }
+            f(swizzled(shared + linear), inside ? data + offset : nullptr);
+          }
+  }
 };
 static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
-
-/// The 128-byte swizzle of the copy engine and wgmma: of an address, by the address.
-constexpr std::uint32_t swizzled(std::uint32_t address) {
-  return address ^ ((address >> 7 & 7) << 4);
-}
-
-template <class F>
-void TensorMap::for_each(std::uint32_t shared, const std::array<int, 4>& at, F f) const {
-  std::uint32_t linear = 0;
-  for (std::uint32_t w = 0; w < box[3]; ++w)
-    for (std::uint32_t z = 0; z < box[2]; ++z)
-      for (std::uint32_t y = 0; y < box[1]; ++y)
-        for (std::uint32_t x = 0; x < box[0]; ++x, linear += element_bytes) {
-          const std::int64_t p[4] = {std::int64_t{at[0]} + x, std::int64_t{at[1]} + y,
-                                     std::int64_t{at[2]} + z, std::int64_t{at[3]} + w};
-          bool inside = true;
-          std::int64_t offset = p[0] * element_bytes;
-          for (int i = 0; i < 4; ++i) {
-            inside = inside && p[i] >= 0 && p[i] < std::int64_t{extents[i]};
-            if (i > 0) offset += p[i] * static_cast<std::int64_t>(strides[i - 1]);
-          }
-          f(swizzled(shared + linear), inside ? data + offset : nullptr);
-        }
-}
 
 }  // namespace bda_emulated
 
@@ -139,9 +136,6 @@ inline void mbarrier_arrive_expect_bytes(std::uint32_t barrier, std::uint32_t by
 }
 inline bool mbarrier_test_wait(std::uint32_t barrier, std::uint32_t parity) {
   return bda_emulated::mbarrier_is_over(barrier, parity);
-}
-inline bool mbarrier_try_wait(std::uint32_t barrier, std::uint32_t parity) {
-  return mbarrier_test_wait(barrier, parity);
 }
 inline void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   bda_emulated::wait_until("the mbarrier at", barrier,

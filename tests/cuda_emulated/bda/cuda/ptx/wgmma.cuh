@@ -17,11 +17,6 @@ struct Product {
   int accumulate;
 };
 
-/// Where an operand begins, without the step among its first row or rows.
-inline std::uint32_t base_of(std::uint64_t descriptor) {
-  return static_cast<std::uint32_t>((descriptor & 0x3fff) << 4) & ~std::uint32_t{0x7f};
-}
-
 /// Row `row`, column `k` (of 16) of the operand that `descriptor` says; transposed, its rows are
 /// contiguous, 64 of them.
 template <class T>
@@ -29,7 +24,6 @@ float operand(std::uint64_t descriptor, unsigned row, unsigned k, bool transpose
   const auto field = [=](int shift) {
     return static_cast<std::uint32_t>((descriptor >> shift & 0x3fff) << 4);
   };
-  check_multiple("operand at no multiple of 1024, but for its columns:", base_of(descriptor), 1024);
   const std::uint32_t base = field(0), next_rows = field(16), eight_lines = field(32);
   const std::uint32_t linear =
       transposed ? base + row / 64 * next_rows + k / 8 * eight_lines + k % 8 * 128 + row % 64 * 2
@@ -85,6 +79,9 @@ void ask_for_product(Product mine) {
           threads[t].descriptor_b != threads[0].descriptor_b ||
           threads[t].accumulate != threads[0].accumulate)
         fail("threads of one product disagree: thread", t);
+    for (const std::uint64_t descriptor : {threads[0].descriptor_a, threads[0].descriptor_b})
+      check_multiple("operand at no multiple of 1024, but for its columns:",
+                     (descriptor & 0x3fff) << 4 & ~std::uint64_t{0x7f}, 1024);
     for (unsigned w = 0; w < 4; ++w)
       add_product(w, [threads, w] { multiply<T, N, kTransposedA, kTransposedB>(threads, w); });
   });
@@ -117,8 +114,7 @@ inline std::uint64_t matrix_descriptor(std::uint32_t shared) {
 }
 
 inline std::uint64_t transposed_matrix_descriptor(std::uint32_t shared, std::uint32_t pitch) {
-  return std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | std::uint64_t{pitch >> 4} << 16 |
-         (shared & 0x3ffffu) >> 4;
+  return matrix_descriptor(shared) | std::uint64_t{pitch >> 4} << 16;
 }
 
 template <class T, int N, int kTransposed = 0>
