@@ -46,6 +46,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionArguments<T>& args,
   add(ProjectionKernel::kSm80, 128, 128, 1);
   add(ProjectionKernel::kSm80Resident, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
+  add(ProjectionKernel::kSm90Short, 128, 64, 1);
   for (int tokens : {128, 256}) add(ProjectionKernel::kSm90Turns, tokens, 128, 1);
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
   add(ProjectionKernel::kSm90Wave, 128, 192, 1);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <catch2/catch_test_macros.hpp>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "bda/cuda/projection/config.hpp"
@@ -106,8 +107,7 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
        {Case{16, 128, 16, 64}, Case{64, 64, 64, 64}, Case{64, 16, 32, 64}, Case{128, 16, 32, 64},
         Case{129, 16, 64, 64}, Case{128, 64, 128, 64}, Case{256, 16, 64, 64}, Case{257, 16, 96, 64},
         Case{512, 16, 128, 64}, Case{768, 16, 96, 128}, Case{1100, 16, 144, 128},
-        Case{1280, 16, 160, 128}, Case{300, 64, 160, 128}, Case{33, 128, 64, 64},
-        Case{64, 300, 64, 64}, Case{129, 128, 144, 128}, Case{160, 128, 160, 128}}) {
+        Case{33, 128, 64, 64}, Case{64, 300, 64, 64}, Case{129, 128, 144, 128}}) {
     INFO(c.tokens << " tokens, " << c.heads << " heads");
     const ProjectionConfig config = pick(deepseek(c.tokens, c.heads), kH100);
     CHECK(config.kernel == ProjectionKernel::kSm90Small);
@@ -116,13 +116,21 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     CHECK(config.splits == 1);
   }
   CHECK(pick(deepseek(32), kH100, true).tile_columns == 64);
-  CHECK(pick(deepseek(512, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
+  // Where x fits into registers, sm90_short is ahead of 160 x 128.
+  for (const auto& [tokens, heads] : {std::pair{1280, 16}, {300, 64}, {160, 128}}) {
+    CHECK(pick(deepseek(tokens, heads), kH100).kernel == ProjectionKernel::kSm90Short);
+    ProjectionShape shallower = deepseek(tokens, heads);
+    shallower.kv_dim = 448;
+    CHECK(pick(shallower, kH100).tile_tokens == 160);
+  }
 }
 
 TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones are more",
           "[cuda][config]") {
   const auto turns = [](std::int64_t tokens, std::int64_t heads, bool dependent = false) {
-    const ProjectionConfig c = pick(deepseek(tokens, heads), kH100, dependent);
+    ProjectionShape s = deepseek(tokens, heads);
+    s.kv_dim = 448;  // 320 rest channels
+    const ProjectionConfig c = pick(s, kH100, dependent);
     return c.kernel == ProjectionKernel::kSm90Turns ? c.tile_tokens : 0;
   };
   CHECK(turns(32, 128) == 0);
@@ -137,24 +145,68 @@ TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones
   CHECK(turns(128, 133) == 0);
   CHECK(turns(129, 128) == 0);  // tiles of 144 and 160
   CHECK(turns(129, 128, true) == 256);
+  CHECK(turns(160, 128) == 0);
   CHECK(turns(160, 128, true) == 256);
   CHECK(turns(161, 128) == 256);
-  CHECK(turns(224, 128) == 256);
-  CHECK(turns(225, 128) == 0);  // sm90_resident
-  CHECK(turns(256, 132) == 0);
-  CHECK(turns(256, 132, true) == 256);
+  CHECK(turns(256, 132) == 256);
   CHECK(turns(256, 133) == 0);
   CHECK(turns(256, 133, true) == 0);
   CHECK(turns(257, 128) == 0);
-  CHECK(pick(deepseek(225, 128), kH100).kernel == ProjectionKernel::kSm90Resident);
-  CHECK(turns(256, 99) == 256);  // three quarters of the multiprocessors
-  CHECK(turns(256, 100) == 0);
-  CHECK(turns(256, 101) == 256);  // odd: no CTA has two heads of one row block
   CHECK(turns(256, 64) == 128);
   CHECK(turns(512, 64) == 256);
   CHECK(turns(1024, 16) == 128);
   CHECK(turns(2048, 16) == 256);
   CHECK(turns(2049, 16) == 0);
+}
+
+TEST_CASE("x in registers: sm90_short, launched early sm90_turns, over many heads sm90_resident",
+          "[cuda][config]") {
+  const auto kernel = [](std::int64_t tokens, std::int64_t heads, bool dependent = false) {
+    return pick(deepseek(tokens, heads), kH100, dependent).kernel;
+  };
+  constexpr auto kShort = ProjectionKernel::kSm90Short;
+  constexpr auto kTurns = ProjectionKernel::kSm90Turns;
+  constexpr auto kResident = ProjectionKernel::kSm90Resident;
+  for (std::int64_t tokens : {65, 128, 161, 256, 384, 512, 768})
+    for (bool dependent : {false, true}) CHECK(kernel(tokens, 128, dependent) == kShort);
+  CHECK(kernel(769, 128) == kShort);  // 15 half heads, or 7 heads with rows of two row blocks
+  CHECK(kernel(1024, 128) == kResident);
+  for (const auto& [tokens, heads] :
+       {std::pair{1024, 16}, {256, 64}, {512, 32}, {700, 20}, {2048, 8}, {128, 96}}) {
+    CHECK(kernel(tokens, heads) == kShort);
+    CHECK(kernel(tokens, heads, true) == kTurns);
+  }
+  for (std::int64_t tokens : {2048, 2560, 4096}) CHECK(kernel(tokens, 16, true) == kShort);
+  CHECK(kernel(8192, 16) == kResident);
+  // Where ranges of sm90_resident would run on into a second row block.
+  CHECK(kernel(3072, 16) == kShort);     // 7 half heads or 3 heads
+  CHECK(kernel(5000, 16) == kShort);     // 11 or 5
+  CHECK(kernel(6144, 16) == kResident);  // 16 or 6
+  CHECK(kernel(7000, 16) == kShort);     // 16 or 7
+  CHECK(kernel(3072, 128) == kResident);
+  CHECK(kernel(200 * 128, 2) == kResident);  // more row blocks than one wave has room for
+}
+
+TEST_CASE("sm90_short cuts the output for one wave", "[cuda][config]") {
+  using bda::cuda::detail::short_cut;
+  const auto cut = [](std::int64_t tokens, std::int64_t heads) {
+    const auto c = short_cut(deepseek(tokens, heads), kH100);
+    return std::tuple(c.row_blocks, c.rows, c.ranges, c.units);
+  };
+  CHECK(cut(128, 128) == std::tuple(1, 128, 128, 2));
+  CHECK(cut(65, 128) == std::tuple(1, 80, 128, 2));
+  CHECK(cut(200, 128) == std::tuple(2, 112, 64, 4));
+  CHECK(cut(384, 128) == std::tuple(3, 128, 43, 6));
+  CHECK(cut(1, 1) == std::tuple(1, 16, 2, 1));
+  CHECK(cut(20000, 3) == std::tuple(157, 128, 1, 6));
+  for (std::int64_t heads : {1, 3, 16, 64, 128, 500})
+    for (std::int64_t tokens = 1; tokens <= 5000; tokens += 13) {
+      const auto c = short_cut(deepseek(tokens, heads), kH100);
+      const bool covers = c.row_blocks * c.rows >= tokens && c.ranges * c.units >= 2 * heads;
+      if (!covers || c.rows > 128 || c.rows % 16 != 0 || (c.ranges - 1) * c.units >= 2 * heads ||
+          c.row_blocks * c.ranges > 132)
+        FAIL(heads << ' ' << tokens);
+    }
 }
 
 TEST_CASE("sm90_turns and sm90_small spread their tokens evenly", "[cuda][config]") {
@@ -176,26 +228,27 @@ TEST_CASE("sm90_turns and sm90_small spread their tokens evenly", "[cuda][config
       }
 }
 
-TEST_CASE("ranges of sm90_resident divide the row blocks where that costs little",
+TEST_CASE("ranges of sm90_resident stay in one row block where that costs little",
           "[cuda][config]") {
-  using bda::cuda::detail::aligned_range;
-  const auto range = [](std::int64_t tokens, std::int64_t heads) {
-    return aligned_range(tokens / 128 * heads, heads, 132);
+  using bda::cuda::detail::aligned_ranges;
+  const auto ranges = [](std::int64_t tokens, std::int64_t heads) {
+    return aligned_ranges(bda::cuda::detail::ceil_div(tokens, 128), heads, 132);
   };
-  CHECK(range(512, 128) == 4);
-  CHECK(range(4096, 128) == 32);
-  CHECK(range(8192, 128) == 64);  // 63 would do
-  CHECK(range(16384, 128) == 0);  // 125 would do: a whole row block
-  CHECK(range(16384, 16) == 16);  // a whole row block, exactly
-  CHECK(range(32768, 16) == 0);   // more than a row block
-  CHECK(range(1024, 40) == 0);    // 3, and 4 is too much more
-  CHECK(range(20000, 1) == 0);
+  CHECK(ranges(512, 128) == 32);
+  CHECK(ranges(1536, 128) == 11);  // of 11 and 12 heads
+  CHECK(ranges(4096, 128) == 4);
+  CHECK(ranges(8192, 128) == 2);   // of 64, 63 would do
+  CHECK(ranges(16384, 128) == 0);  // 125 would do: a whole row block
+  CHECK(ranges(16384, 16) == 1);   // a whole row block, exactly
+  CHECK(ranges(32768, 16) == 0);   // more than a row block
+  CHECK(ranges(3072, 128) == 0);   // 24, and 26 is too much more
+  CHECK(ranges(1024, 40) == 14);
+  CHECK(ranges(20000, 1) == 0);
   for (std::int64_t ctas : {1, 2, 78, 132, 144})
     for (std::int64_t heads = 1; heads <= 300; ++heads)
       for (std::int64_t rows = 1; rows <= 200; ++rows) {
-        const std::int64_t units = rows * heads, length = aligned_range(units, heads, ctas);
-        if (length < 0 || (length > 0 && (heads % length != 0 || units / length > ctas)))
-          FAIL(units << " units, " << heads << " heads, " << ctas << " CTAs: " << length);
+        const std::int64_t got = aligned_ranges(rows, heads, ctas);
+        if (got < 0 || got > heads || rows * got > ctas) FAIL(rows << ' ' << heads << ' ' << ctas);
       }
 }
 
@@ -278,6 +331,10 @@ TEST_CASE("a forced choice that does not fit is refused by name", "[cuda][config
   ProjectionShape s = deepseek(64);
   s.kv_dim = 640;
   CHECK(message(resident, s, kH100) == "rest: expected 384 (sm90_resident) = 384, got 512");
+  CHECK(message({ProjectionKernel::kSm90Short, 128, 64, 1, ""}, s, kH100) ==
+        "rest: expected 384 (sm90_short) = 384, got 512");
+  CHECK(message({ProjectionKernel::kSm90Short, 128, 128, 1, ""}, deepseek(64), kH100) ==
+        "config.tile_columns: expected this kernel's tile = 64, got 128");
   s = deepseek(64);
   s.basis_begin = 8;
   CHECK(message(resident, s, kH100).find("got 8") != std::string::npos);

@@ -104,6 +104,7 @@ std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const De
   add(ProjectionKernel::kSm80, 128, 128, 1);
   add(ProjectionKernel::kSm80Resident, 128, 128, 1);
   add(ProjectionKernel::kSm90Resident, 128, 128, 1);
+  add(ProjectionKernel::kSm90Short, 128, 64, 1);
   for (int tokens : {128, 256}) add(ProjectionKernel::kSm90Turns, tokens, 128, 1);
   add(ProjectionKernel::kSm90Wave, 256, 128, 1);
   add(ProjectionKernel::kSm90Wave, 128, 192, 1);
@@ -199,18 +200,25 @@ TEMPLATE_TEST_CASE("every kernel agrees with the formula in double", "[gpu][proj
   }
 }
 
-TEMPLATE_TEST_CASE("sm90_resident with ranges a little longer than need be", "[gpu][projection]",
-                   __half, __nv_bfloat16) {
+TEMPLATE_TEST_CASE("ranges of sm90_resident and sm90_short that differ in length",
+                   "[gpu][projection]", __half, __nv_bfloat16) {
   SKIP_WITHOUT_DEVICE();
   using T = TestType;
   const DeviceInfo device = bda::cuda::query_device<T>();
-  Problem<T> p(63 * 128 - 3, 512, 128, 66, 0, {}, 5);  // 33 units where 132 CTAs need 32
+  const auto force = [&](std::int64_t tokens, std::int64_t heads, const ProjectionConfig& config) {
+    Problem<T> p(tokens, 512, 128, heads, 0, {}, 5);
+    if (!validate(config, p.args.shape(), device).ok()) SKIP("no sm_90a");
+    p.args.force = config;
+    p.poison();
+    REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
+    p.check();
+  };
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1, "test"};
-  if (!validate(resident, p.args.shape(), device).ok()) SKIP("no sm_90a");
-  p.args.force = resident;
-  p.poison();
-  REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
-  p.check();
+  force(63 * 128 - 3, 66, resident);  // 33 heads where 132 CTAs need 32
+  force(12 * 128 - 5, 15, resident);  // two heads and one
+  const ProjectionConfig narrow{ProjectionKernel::kSm90Short, 128, 64, 1, "test"};
+  force(300, 29, narrow);           // 58 half heads in 29 ranges
+  force(20 * 128 - 7, 19, narrow);  // 38 in six
 }
 
 TEST_CASE("fp32, any shape and alignment", "[gpu][projection]") {

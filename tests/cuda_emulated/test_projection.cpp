@@ -171,6 +171,18 @@ TEMPLATE_TEST_CASE("emulated: sm90_resident", "[cuda_emulated][projection]", __h
     check<TestType>(c);
 }
 
+// Ranges of three half heads; of four and a shorter one; of one; of all, with odd and even ends.
+TEMPLATE_TEST_CASE("emulated: sm90_short", "[cuda_emulated][projection]", __half, __nv_bfloat16) {
+  for (const Case& c : {
+           Case{ProjectionKernel::kSm90Short, 128, 64, 1, 200, 512, 128, 3, 0, 4},
+           Case{ProjectionKernel::kSm90Short, 128, 64, 1, 90, 512, 128, 5, 384, 3},
+           Case{ProjectionKernel::kSm90Short, 128, 64, 1, 130, 512, 128, 1, 128, 132},
+           Case{ProjectionKernel::kSm90Short, 128, 64, 1, 300, 512, 128, 4, 0, 2},
+           Case{ProjectionKernel::kSm90Short, 128, 64, 1, 257, 512, 128, 7, 192, 9},
+       })
+    check<TestType>(c);
+}
+
 TEMPLATE_TEST_CASE("emulated: sm80", "[cuda_emulated][projection]", __half, __nv_bfloat16) {
   for (const Case& c : {
            Case{ProjectionKernel::kSm80, 128, 128, 1, 150, 200, 80, 3, 0, 1},

@@ -39,6 +39,7 @@ enum class ProjectionKernel {
   kSm80Resident,  // the same, x stays in shared memory over the heads
   kSm90Small,     // sm_90a, one wave of tiles: as much of C and x in flight at once as fits
   kSm90Turns,   // sm_90a, up to 384 rest channels, one wave: x stays, two blocks of columns in turn
+  kSm90Short,   // sm_90a, width 128 and 384 rest channels, one wave: x stays over a few half heads
   kSm90Wave,    // sm_90a, one wave of tiles of 256 x 128 or 128 x 192: C as fast as memory gives it
   kSm90Stream,  // sm_90a, any depth: x and C stream through one ring
   kSm90Halves,  // sm_90a, from 320 rest channels: the halves of a tile end at different times
@@ -46,9 +47,9 @@ enum class ProjectionKernel {
 };
 
 [[nodiscard]] constexpr const char* name_of(ProjectionKernel kernel) {
-  constexpr std::array names{"simt",        "sm80",        "sm80_resident",
-                             "sm90_small",  "sm90_turns",  "sm90_wave",
-                             "sm90_stream", "sm90_halves", "sm90_resident"};
+  constexpr std::array names{"simt",        "sm80",         "sm80_resident", "sm90_small",
+                             "sm90_turns",  "sm90_short",   "sm90_wave",     "sm90_stream",
+                             "sm90_halves", "sm90_resident"};
   return names[static_cast<std::size_t>(kernel)];
 }
 
@@ -149,18 +150,33 @@ constexpr int turns_rows(const ProjectionShape& s, int tile_tokens, const Device
   return even_rows(s.tokens, turns_token_tiles(s, tile_tokens, device) * (tile_tokens / 128), 8);
 }
 
-/// Units (heads of 128 tokens) in the range of each CTA of sm90_resident, where ranges of one
-/// length divide the row blocks: no CTA has rows of two then, and all read the same parts of C at
-/// the same time. 0 where ranges as even as can be are better, whose CTAs change their rows at
+/// Ranges that each row block is cut into for the CTAs of sm90_resident, as evenly as can be: no
+/// CTA has rows of two row blocks then, and all read the same parts of C at the same time. 0 where
+/// ranges that run on from one row block into the next are better, whose CTAs change their rows at
 /// different times:
-///   where the least length that covers all units does not divide the row blocks, nor does one up
-///     to a thirty-second longer ((512,128,128), 8192 tokens: 64 in place of 63, 150 to 144 us);
-///   where the longer one would be a whole row block (16384 tokens: 128, not 125, 314 to 332 us).
-constexpr std::int64_t aligned_range(std::int64_t units, std::int64_t heads, std::int64_t ctas) {
-  const std::int64_t least = ceil_div(units, ctas);
-  for (std::int64_t length = least; length <= heads && 32 * (length - least) <= least; ++length)
-    if (heads % length == 0) return length > least && length == heads ? 0 : length;
-  return 0;
+///   where the longest range would be more than a thirty-second longer ((512,128,128), 8192 tokens:
+///     64 heads in place of 63, 150 to 144 us);
+///   where it would be longer and a whole row block (16384 tokens: 128, not 125, 314 to 332 us).
+constexpr std::int64_t aligned_ranges(std::int64_t row_blocks, std::int64_t heads,
+                                      std::int64_t ctas) {
+  if (row_blocks < 1 || row_blocks > ctas) return 0;
+  const std::int64_t least = ceil_div(row_blocks * heads, ctas);
+  const std::int64_t length = ceil_div(heads, std::min(ctas / row_blocks, heads));
+  if (32 * (length - least) > least || (length > least && length == heads)) return 0;
+  return ceil_div(heads, length);
+}
+
+/// How sm90_short cuts the output for one wave of CTAs: row blocks of `rows` tokens, each in
+/// `ranges` of up to `units` half heads.
+struct ShortCut {
+  std::int64_t row_blocks, ranges, units;
+  int rows;
+};
+constexpr ShortCut short_cut(const ProjectionShape& s, const DeviceInfo& device) {
+  const std::int64_t row_blocks = std::max<std::int64_t>(ceil_div(s.tokens, 128), 1);
+  const std::int64_t most = std::max<std::int64_t>(device.multiprocessors / row_blocks, 1);
+  const std::int64_t units = ceil_div(2 * s.heads, most);
+  return {row_blocks, ceil_div(2 * s.heads, units), units, even_rows(s.tokens, row_blocks, 16)};
 }
 
 /// Shared memory of sm80_resident: 128 rows of x in blocks of 64 rest and 64 basis channels, and
@@ -222,6 +238,10 @@ constexpr std::int64_t sm80_resident_shared_bytes(const ProjectionShape& s) {
       if (shape.width != 128) return unsupported("width", "128 (sm90_resident)", 128, shape.width);
       if (shape.rest() != 384) return unsupported("rest", "384 (sm90_resident)", 384, shape.rest());
       return tile(128, 128);
+    case ProjectionKernel::kSm90Short:
+      if (shape.width != 128) return unsupported("width", "128 (sm90_short)", 128, shape.width);
+      if (shape.rest() != 384) return unsupported("rest", "384 (sm90_short)", 384, shape.rest());
+      return tile(128, 64);
     case ProjectionKernel::kSm90Turns:
       if (shape.rest() > 384)
         return unsupported("rest", "at most 384 (sm90_turns)", 384, shape.rest());
@@ -316,6 +336,12 @@ inline ProjectionConfig pick_sm80(const ProjectionShape& s, const DeviceInfo& de
   return {ProjectionKernel::kSm80, 128, 128, 1, why};
 }
 
+/// Whether x of one row block fits into the registers of a CTA: what sm90_short and sm90_resident
+/// are for.
+constexpr bool x_fits_registers(const ProjectionShape& s) {
+  return s.width == 128 && s.rest() == 384;
+}
+
 /// sm90_small, where its CTAs cover the output in one wave; else false. Measured on an H100 at 12
 /// to 128 heads and 384 to 1920 rest channels.
 inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool dependent,
@@ -343,12 +369,14 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     if (tokens >= 2 * s.tokens || tile_count(s, tokens, columns) > most) continue;
     // Tiles so small bring too much of C, unless it is short.
     if (tokens == 32 && (s.tokens > 128 || deep)) continue;
-    // Large ones bring C of all their columns before they store anything. sm90_turns, if it holds
-    // x, is better than 128 x 128, than 96 x 128 where its tiles fill three quarters of the device,
-    // and launched early than all of them where one row of tiles is the whole.
+    // Large ones bring C of all their columns before they store anything. The kernels that hold x,
+    // where they do, are better than 128 x 128, than 96 x 128 where their tiles fill three quarters
+    // of the device, in registers than 160 x 128, and launched early than all of them where one row
+    // of tiles is the whole.
     if (tokens * columns > 128 * 64 && s.rest() <= 384 &&
         (tokens == 128 || (dependent && s.tokens <= tokens) ||
-         (tokens == 96 && 4 * tile_count(s, 128, 128) > 3 * most)))
+         (tokens == 96 && 4 * tile_count(s, 128, 128) > 3 * most) ||
+         (tokens == 160 && x_fits_registers(s))))
       return false;
     config.tile_tokens = tokens;
     config.tile_columns = columns;
@@ -392,12 +420,30 @@ inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
          tile_count(s, 128, 192) <= most;
 }
 
-/// Whether sm90_resident is ahead of sm90_turns, which has all of nearly 256 rows of x to wait for
-/// before it stores anything: ordinary launches, two heads for every CTA. Measured on an H100 at
-/// 128 heads.
-constexpr bool stores_earlier_resident(const ProjectionShape& s, const DeviceInfo& device) {
-  return s.tokens > 224 && s.tokens <= 256 && 4 * s.heads > 3 * device.multiprocessors &&
-         aligned_range(2 * s.heads, s.heads, device.multiprocessors) == 2;
+/// sm90_turns, sm90_short or sm90_resident, for `x_fits_registers`, where sm90_small is not the
+/// choice. Measured on an H100 at 8 to 128 heads.
+inline ProjectionConfig pick_registers(const ProjectionShape& s, const DeviceInfo& device,
+                                       bool dependent) {
+  const std::int64_t most = std::max(device.multiprocessors, 1);
+  // Launched early, one block of 128 columns for each CTA is what sm90_turns begins soonest, but
+  // where all of the device waits for C.
+  const std::int64_t tiles = tile_count(s, 128, 128);
+  ProjectionConfig turns;
+  if (dependent && pick_turns(s, device, turns) && turns.tile_tokens == 128 &&
+      !(s.tokens <= 128 && 8 * tiles > 7 * most))
+    return turns;
+  // sm90_short starts and ends sooner, and sm90_resident loses less between two units. Ranges of
+  // sm90_resident that run on into a second row block bring its rows too, which costs about what
+  // two half heads do.
+  const ShortCut cut = short_cut(s, device);
+  const std::int64_t longest = 2 * ceil_div(cut.row_blocks * s.heads, most);  // of sm90_resident
+  const bool aligned = aligned_ranges(cut.row_blocks, s.heads, most) > 0;
+  if (cut.row_blocks * cut.ranges <= most &&
+      cut.units <= (aligned ? 12 : std::min<std::int64_t>(longest + 2, 16)))
+    return {ProjectionKernel::kSm90Short, 128, 64, 1,
+            "one wave: x in registers, a few half heads in turn"};
+  return {ProjectionKernel::kSm90Resident, 128, 128, 1,
+          "width 128 over 384 channels: x in registers, C in turn"};
 }
 
 }  // namespace detail
@@ -416,16 +462,8 @@ constexpr bool stores_earlier_resident(const ProjectionShape& s, const DeviceInf
         "a width other than 64 and 128, or a depth or slice that is no multiple of 64");
   ProjectionConfig config;
   if (detail::pick_small(shape, device, dependent, config)) return config;
-  // With one unit a CTA there is nothing to keep x in registers for.
-  const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1,
-                                  "width 128 over 384 channels: x in registers, C in turn"};
-  const bool fits_resident =
-      validate(resident, shape, device).ok() &&
-      detail::ceil_div(shape.tokens, 128) * shape.heads > device.multiprocessors;
-  if (fits_resident && !dependent && detail::stores_earlier_resident(shape, device))
-    return resident;
+  if (detail::x_fits_registers(shape)) return detail::pick_registers(shape, device, dependent);
   if (detail::pick_turns(shape, device, config)) return config;
-  if (fits_resident) return resident;
   const ProjectionConfig stream = detail::pick_stream(shape, device);
   return detail::pick_wave(shape, device, stream, config) ? config : stream;
 }

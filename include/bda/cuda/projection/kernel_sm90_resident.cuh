@@ -37,11 +37,9 @@ struct Sm90ResidentParams {
   int last_row;  // the most that a row block begins with: `last_row_of`
   int basis_begin;
   Divisor heads;      // units of a row block
-  int units_per_cta;  // and one more in each of the first `longer_ctas`
+  TileOrder order;    // of the CTAs' ranges: row blocks x ranges, or all in one row
+  int units_per_cta;  // and one more in each of the first `longer_ctas` of a row
   int longer_ctas;
-  int units;
-  TileOrder order;  // of the CTAs' ranges: rows of `order_columns`
-  int order_columns;
   std::uint64_t policy;  // of L2 for C
 };
 
@@ -86,9 +84,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const int turn = ptx::warp_index();
   const bool leads = ptx::elect_one();
   const TileOrder::Place place = p.order.at(blockIdx.x, blockIdx.y);
-  const int cta = place.row * p.order_columns + place.column;
-  const int first = cta * p.units_per_cta + min(cta, p.longer_ctas);
-  const int last = min(first + p.units_per_cta + (cta < p.longer_ctas ? 1 : 0), p.units);
+  const int first = place.row * p.heads.value() + place.column * p.units_per_cta +
+                    min(place.column, p.longer_ctas);
+  const int last = first + p.units_per_cta + (place.column < p.longer_ctas ? 1 : 0);
   const auto row_of = [&](int block) { return min(block * 128, p.last_row); };
 
   if (turn < 4) {

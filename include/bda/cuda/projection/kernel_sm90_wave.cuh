@@ -101,9 +101,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
                          kBlockBytes, barrier, ptx::kEvictFirst);
       source += kBlockBytes;
     };
-    const std::uint32_t rows = ptx::shared_address(shared.rows[half]);
-    const std::uint32_t full = ptx::shared_address(shared.rows_barriers[half].full);
-    const std::uint32_t empty = ptx::shared_address(shared.rows_barriers[half].empty);
+    const int at = max(half, 0);
+    const std::uint32_t rows = ptx::shared_address(shared.rows[at]);
+    const std::uint32_t full = ptx::shared_address(shared.rows_barriers[at].full);
+    const std::uint32_t empty = ptx::shared_address(shared.rows_barriers[at].empty);
     const auto fetch_rows = [&](int slot, int item) {  // the basis, then the rest
       int channel = p.basis_begin + 64 * item;
       if (item >= p.width_blocks) {

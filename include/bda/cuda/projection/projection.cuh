@@ -16,6 +16,7 @@
 #include "bda/cuda/projection/kernel_sm80_resident.cuh"
 #include "bda/cuda/projection/kernel_sm90_halves.cuh"
 #include "bda/cuda/projection/kernel_sm90_resident.cuh"
+#include "bda/cuda/projection/kernel_sm90_short.cuh"
 #include "bda/cuda/projection/kernel_sm90_small.cuh"
 #include "bda/cuda/projection/kernel_sm90_stream.cuh"
 #include "bda/cuda/projection/kernel_sm90_turns.cuh"
@@ -87,7 +88,8 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   Sm90ResidentParams p{};
   if (Status s = encode_rows_map<T>(a.x, 128, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 2, p.out); !s.ok()) return s;
-  const std::int64_t heads = a.packing.heads, units = ceil_div(a.x.extent(0), 128) * heads;
+  const std::int64_t heads = a.packing.heads, row_blocks = ceil_div(a.x.extent(0), 128);
+  const std::int64_t units = row_blocks * heads;
   if (units > 0x7fffffff / 2)
     return Status::invalid("tokens / 128 * heads", "at most", 0x7fffffff / 2, units);
   p.coefficients = a.coefficients;
@@ -96,23 +98,42 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   p.tokens = static_cast<int>(a.x.extent(0));
   p.last_row = last_row_of(p.tokens);
   p.heads = Divisor(static_cast<int>(heads));
-  p.units = static_cast<int>(units);
   const std::int64_t most = std::max(device.multiprocessors, 1);
-  const std::int64_t length = aligned_range(units, heads, most);
-  const std::int64_t ctas = length > 0 ? units / length : std::min(units, most);
-  p.units_per_cta = static_cast<int>(units / ctas);
-  p.longer_ctas = static_cast<int>(units % ctas);
-  // Up to four ranges a row block already lie as TileOrder would have them, and ranges that do not
-  // divide the row blocks are no columns: these are one row, in the order of their indices.
-  const bool ordered = length > 0 && heads / length > TileOrder::kRows;
+  const std::int64_t ranges = aligned_ranges(row_blocks, heads, most);
+  // A row of ranges for each row block, or one row of all.
+  const bool aligned = ranges > 0;
+  const std::int64_t row_ranges = aligned ? ranges : std::min(units, most);
+  const std::int64_t row_units = aligned ? heads : units;
+  p.units_per_cta = static_cast<int>(row_units / row_ranges);
+  p.longer_ctas = static_cast<int>(row_units % row_ranges);
+  p.order = TileOrder(aligned ? row_blocks : 1, row_ranges);
   // Where all CTAs read the same parts of C at the same time, nobody reads them again.
-  p.policy = length > 0 ? ptx::kEvictFirst : ptx::kEvictNormal;
-  p.order_columns = static_cast<int>(ordered ? heads / length : ctas);
-  p.order = TileOrder(ctas / p.order_columns, p.order_columns);
+  p.policy = aligned ? ptx::kEvictFirst : ptx::kEvictNormal;
   const LaunchShape shape{grid_of(p.order), sm90_resident::kThreads, sizeof(sm90_resident::Shared)};
   const auto kernel =
       a.bias != nullptr ? sm90_resident_kernel<T, true> : sm90_resident_kernel<T, false>;
   return launch("sm90_resident launch", kernel, shape, a.dependent_launch, stream, p);
+}
+
+template <class T>
+Status run_short(const ProjectionArguments<T>& a, const DeviceInfo& device, cudaStream_t stream) {
+  Sm90ShortParams p{};
+  const ShortCut cut = short_cut(a.shape(), device);
+  p.rows = cut.rows;
+  if (Status s = encode_rows_map<T>(a.x, p.rows, p.x); !s.ok()) return s;
+  if (Status s = encode_out_map(a, 1, p.out); !s.ok()) return s;
+  p.coefficients = a.coefficients;
+  p.bias = a.bias;
+  p.tokens = static_cast<int>(a.x.extent(0));
+  p.last_row = std::max(p.tokens - p.rows, 0);
+  p.basis_begin = static_cast<int>(a.basis_begin);
+  const std::int64_t units = 2 * a.packing.heads;
+  p.units_per_cta = static_cast<int>(units / cut.ranges);
+  p.longer_ctas = static_cast<int>(units % cut.ranges);
+  p.order = TileOrder(cut.row_blocks, cut.ranges);
+  const LaunchShape shape{grid_of(p.order), sm90_short::kThreads, sizeof(sm90_short::Shared)};
+  const auto kernel = a.bias != nullptr ? sm90_short_kernel<T, true> : sm90_short_kernel<T, false>;
+  return launch("sm90_short launch", kernel, shape, a.dependent_launch, stream, p);
 }
 
 /// What the kernels of sm_90a that stream packed C have in common.
@@ -380,6 +401,8 @@ Status run(const ProjectionArguments<T>& args, const DeviceInfo& device, void* w
     switch (config.kernel) {
       case ProjectionKernel::kSm90Resident:
         return detail::run_resident(args, device, stream);
+      case ProjectionKernel::kSm90Short:
+        return detail::run_short(args, device, stream);
       case ProjectionKernel::kSm90Stream:
         if (config.tile_columns == 128) return detail::run_stream<T, 128>(args, device, stream);
         return detail::run_stream<T, 192>(args, device, stream);
