@@ -121,23 +121,31 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     int row_block = p.heads.quotient(first), head = first - row_block * p.heads.value();
     if (leads) {
       if (turn == 0) {
-        shared.barriers.init(8);  // one arrival per consumer warp
+        ptx::mbarrier_init(full, 1);
         ptx::fence_mbarrier_init();
         fetch_coefficients(0, coefficients_of(head));
+#pragma unroll 1
+        for (int slot = 0; slot < kSlots; ++slot) {
+          if (slot > 0) ptx::mbarrier_init(full + 8 * slot, 1);
+          ptx::mbarrier_init(empty + 8 * slot, 8);  // one arrival per consumer warp
+        }
+        ptx::fence_mbarrier_init();
       } else if (turn == 1) {
         ptx::mbarrier_init(rows_full, 1);
         ptx::mbarrier_init(rows_empty, 8);
         ptx::fence_mbarrier_init();
         ptx::wait_for_previous_kernel();
         fetch_x(rows, rows_full, 0, row_of(row_block));
-      } else if (turn == 2) {
-        ptx::mbarrier_init(basis_full, 1);
-        ptx::mbarrier_init(basis_empty, 8);
-        ptx::fence_mbarrier_init();
-        ptx::wait_for_previous_kernel();
-        fetch_basis(row_of(row_block));
-        ptx::prefetch_tensor_map(p.out);
       }
+    }
+    if (turn == 2 &&
+        leads) {  // a third case above would become a table of addresses, which is cold
+      ptx::mbarrier_init(basis_full, 1);
+      ptx::mbarrier_init(basis_empty, 8);
+      ptx::fence_mbarrier_init();
+      ptx::wait_for_previous_kernel();
+      fetch_basis(row_of(row_block));
+      ptx::prefetch_tensor_map(p.out);
     }
     __syncwarp();
     __syncthreads();

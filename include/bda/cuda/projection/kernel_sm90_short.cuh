@@ -190,15 +190,15 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       if (++release_slot == kSlots) release_slot = 0;
     };
 
-    int unit = first;          // that is multiplied
+    int unit = first;          // that is multiplied: into `even` at first, then by turns
     std::uint32_t buffer = 0;  // of the output: 0 or kOutputBytes
 
     const auto await_next = [&] {
       if (!next_is_full) ptx::mbarrier_wait(full + 8 * at.slot, at.parity);
     };
     // Queues the products of one step, and looks ahead whether the next one has come.
-    const auto multiply = [&](float(&c)[kColumns / 2], int step) {
-      if (unit == first) {
+    const auto multiply = [&](float(&c)[kColumns / 2], int step, bool rows_are_new) {
+      if (rows_are_new) {
 #pragma unroll
         for (int chunk = 2 * step; chunk < 2 * step + 2; ++chunk) {
           await_next();
@@ -222,10 +222,10 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
     };
     // After the products of a step are queued: those of the step before are done. The chunks for
     // the registers make way too: their values are in use, so that no ldmatrix is on its way.
-    const auto release = [&](bool any_before) {
+    const auto release = [&](bool any_before, bool rows_are_new) {
       ptx::wgmma_wait<1>();
       if (any_before) release_one();
-      if (unit == first) {
+      if (rows_are_new) {
         release_one();
         release_one();
       }
@@ -281,15 +281,18 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       buffer ^= kOutputBytes;
     };
     // One unit into `c`; meanwhile the unit before, in `done`, is stored (the first time there is
-    // none) and its accumulator started for the unit after.
-    const auto multiply_unit = [&](float(&c)[kColumns / 2], float(&done)[kColumns / 2]) {
+    // none) and its accumulator started for the unit after. What can never be the first unit is
+    // told so, which saves its code that takes x.
+    const auto multiply_unit = [&](float(&c)[kColumns / 2], float(&done)[kColumns / 2],
+                                   bool may_be_first) {
+      const bool rows_are_new = may_be_first && unit == first;
       const int following = min(unit + 1, last - 1);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        multiply(c, step);
+        multiply(c, step, rows_are_new);
         if (step == 0 && unit + 1 < last) ptx::mbarrier_wait(basis_full + 8 * (following & 1), 0);
         if (step < 2) load_basis(step, following & 1);
-        release(step > 0 || unit > first);
+        release(step > 0 || !rows_are_new, rows_are_new);
         if (step == 0) {  // the last products of the unit before are now complete
           ptx::delivered(done);
           begin_store();
@@ -319,12 +322,12 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
       start(even, piece, first);
     }
     for (;;) {
-      multiply_unit(even, odd);
+      multiply_unit(even, odd, true);
       if (unit == last) {
         last_store(even);
         break;
       }
-      multiply_unit(odd, even);
+      multiply_unit(odd, even, false);
       if (unit == last) {
         last_store(odd);
         break;
