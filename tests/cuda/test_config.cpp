@@ -123,6 +123,9 @@ TEST_CASE("sm90_small where its tiles cover the output in one wave", "[cuda][con
     shallower.kv_dim = 448;
     CHECK(pick(shallower, kH100).tile_tokens == 160);
   }
+  // But not where a CTA of its would have 128 tokens of two heads, or of three.
+  for (const auto& [tokens, heads] : {std::pair{20000, 1}, {10000, 2}})
+    CHECK(pick(deepseek(tokens, heads), kH100).tile_tokens == 160);
 }
 
 TEST_CASE("sm90_turns where its tiles are one wave and sm90_small's smaller ones are more",
@@ -231,8 +234,9 @@ TEST_CASE("sm90_turns and sm90_small spread their tokens evenly", "[cuda][config
 TEST_CASE("ranges of sm90_resident stay in one row block where that costs little",
           "[cuda][config]") {
   using bda::cuda::detail::aligned_ranges;
+  using bda::cuda::detail::ceil_div;
   const auto ranges = [](std::int64_t tokens, std::int64_t heads) {
-    return aligned_ranges(bda::cuda::detail::ceil_div(tokens, 128), heads, 132);
+    return aligned_ranges(ceil_div(tokens, 128), heads, 132);
   };
   CHECK(ranges(512, 128) == 32);
   CHECK(ranges(1536, 128) == 11);  // of 11 and 12 heads
@@ -249,6 +253,9 @@ TEST_CASE("ranges of sm90_resident stay in one row block where that costs little
       for (std::int64_t rows = 1; rows <= 200; ++rows) {
         const std::int64_t got = aligned_ranges(rows, heads, ctas);
         if (got < 0 || got > heads || rows * got > ctas) FAIL(rows << ' ' << heads << ' ' << ctas);
+        const std::int64_t least = ceil_div(rows * heads, ctas);
+        if (got > 0 && 32 * (ceil_div(heads, got) - least) > least)
+          FAIL(rows << ' ' << heads << ' ' << ctas);
       }
 }
 

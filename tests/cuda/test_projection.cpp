@@ -252,6 +252,26 @@ TEMPLATE_TEST_CASE("random shapes through pick", "[gpu][projection]", __half, __
   }
 }
 
+TEMPLATE_TEST_CASE("random shapes of width 128 over 384 channels through pick", "[gpu][projection]",
+                   __half, __nv_bfloat16) {
+  SKIP_WITHOUT_DEVICE();
+  using T = TestType;
+  const DeviceInfo device = bda::cuda::query_device<T>();
+  std::mt19937 random(9);
+  const auto draw = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(random);
+  };
+  for (int i = 0; i < 30; ++i) {
+    const std::int64_t heads = draw(1, 60), tokens = draw(65, i % 3 == 0 ? 3000 : 900);
+    Problem<T> p(tokens, 512, 128, heads, 64 * draw(0, 6), {8 * draw(0, 3), 8 * draw(0, 3)},
+                 static_cast<std::uint64_t>(200 + i));
+    p.args.dependent_launch = draw(0, 1) == 1;
+    INFO(describe(config_for(p.args, device), p.args.shape()));
+    REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
+    p.check();
+  }
+}
+
 TEMPLATE_TEST_CASE("host and device pack alike", "[gpu][packing]", __half, __nv_bfloat16, float) {
   SKIP_WITHOUT_DEVICE();
   using T = TestType;

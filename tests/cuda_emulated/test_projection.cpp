@@ -167,11 +167,13 @@ TEMPLATE_TEST_CASE("emulated: sm90_resident", "[cuda_emulated][projection]", __h
            Case{ProjectionKernel::kSm90Resident, 128, 128, 1, 200, 512, 128, 3, 0, 4},
            Case{ProjectionKernel::kSm90Resident, 128, 128, 1, 300, 512, 128, 2, 384, 2},
            Case{ProjectionKernel::kSm90Resident, 128, 128, 1, 400, 512, 128, 1, 128, 2},
+           Case{ProjectionKernel::kSm90Resident, 128, 128, 1, 650, 512, 128, 3, 0, 12},
        })
     check<TestType>(c);
 }
 
-// Ranges of three half heads; of four and a shorter one; of one; of all, with odd and even ends.
+// Ranges of three half heads; of four and two of three; of one; of all; of uneven ones that begin
+// with either half; of six row blocks, which go by TileOrder's groups.
 TEMPLATE_TEST_CASE("emulated: sm90_short", "[cuda_emulated][projection]", __half, __nv_bfloat16) {
   for (const Case& c : {
            Case{ProjectionKernel::kSm90Short, 128, 64, 1, 200, 512, 128, 3, 0, 4},
@@ -179,6 +181,7 @@ TEMPLATE_TEST_CASE("emulated: sm90_short", "[cuda_emulated][projection]", __half
            Case{ProjectionKernel::kSm90Short, 128, 64, 1, 130, 512, 128, 1, 128, 132},
            Case{ProjectionKernel::kSm90Short, 128, 64, 1, 300, 512, 128, 4, 0, 2},
            Case{ProjectionKernel::kSm90Short, 128, 64, 1, 257, 512, 128, 7, 192, 9},
+           Case{ProjectionKernel::kSm90Short, 128, 64, 1, 700, 512, 128, 1, 0, 12},
        })
     check<TestType>(c);
 }

@@ -151,9 +151,9 @@ constexpr int turns_rows(const ProjectionShape& s, int tile_tokens, const Device
 }
 
 /// Ranges that each row block is cut into for the CTAs of sm90_resident, as evenly as can be: no
-/// CTA has rows of two row blocks then, and all read the same parts of C at the same time. 0 where
-/// ranges that run on from one row block into the next are better, whose CTAs change their rows at
-/// different times:
+/// CTA has rows of two row blocks then, and those that read the same part of C do so at the same
+/// time. 0 where there are more row blocks than CTAs, and where ranges that run on from one row
+/// block into the next are better, whose CTAs change their rows at different times:
 ///   where the longest range would be more than a thirty-second longer ((512,128,128), 8192 tokens:
 ///     64 heads in place of 63, 150 to 144 us);
 ///   where it would be longer and a whole row block (16384 tokens: 128, not 125, 314 to 332 us).
@@ -167,7 +167,8 @@ constexpr std::int64_t aligned_ranges(std::int64_t row_blocks, std::int64_t head
 }
 
 /// How sm90_short cuts the output for one wave of CTAs: row blocks of `rows` tokens, each in
-/// `ranges` of up to `units` half heads.
+/// `ranges` of up to `units` half heads; one range each, and more than one wave, where there are
+/// more row blocks than multiprocessors.
 struct ShortCut {
   std::int64_t row_blocks, ranges, units;
   int rows;
@@ -369,15 +370,21 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
     if (tokens >= 2 * s.tokens || tile_count(s, tokens, columns) > most) continue;
     // Tiles so small bring too much of C, unless it is short.
     if (tokens == 32 && (s.tokens > 128 || deep)) continue;
-    // Large ones bring C of all their columns before they store anything. The kernels that hold x,
-    // where they do, are better than 128 x 128, than 96 x 128 where their tiles fill three quarters
-    // of the device, in registers than 160 x 128, and launched early than all of them where one row
-    // of tiles is the whole.
-    if (tokens * columns > 128 * 64 && s.rest() <= 384 &&
-        (tokens == 128 || (dependent && s.tokens <= tokens) ||
-         (tokens == 96 && 4 * tile_count(s, 128, 128) > 3 * most) ||
-         (tokens == 160 && x_fits_registers(s))))
-      return false;
+    // Large ones bring C of all their columns before they store anything; the kernels that hold x,
+    // where they do, are better
+    if (tokens * columns > 128 * 64 && s.rest() <= 384) {
+      // than 96 x 128 where its tiles fill three quarters of the device,
+      if (tokens == 96 && 4 * tile_count(s, 128, 128) > 3 * most) return false;
+      // than 128 x 128,
+      if (tokens == 128) return false;
+      // than 160 x 128, if a CTA has no more to multiply then than three half heads of 128 tokens,
+      if (const ShortCut cut = short_cut(s, device); tokens == 160 && x_fits_registers(s) &&
+                                                     cut.row_blocks * cut.ranges <= most &&
+                                                     cut.units * cut.rows <= 3 * 128)
+        return false;
+      // and launched early than all of them where one row of tiles is the whole.
+      if (dependent && s.tokens <= tokens) return false;
+    }
     config.tile_tokens = tokens;
     config.tile_columns = columns;
     if (validate(config, s, device).ok()) return true;
@@ -386,7 +393,8 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
 }
 
 /// sm90_turns, where its tiles cover the output in one wave; else false. Measured on an H100 at 16
-/// to 128 heads of width 128 with 384 rest channels.
+/// to 128 heads of width 128 with 384 rest channels, where sm90_short is ahead now; with fewer it
+/// does the same, less of it.
 inline bool pick_turns(const ProjectionShape& s, const DeviceInfo& device,
                        ProjectionConfig& config) {
   for (const int tokens : {128, 256}) {
@@ -425,12 +433,11 @@ inline bool pick_wave(const ProjectionShape& s, const DeviceInfo& device,
 inline ProjectionConfig pick_registers(const ProjectionShape& s, const DeviceInfo& device,
                                        bool dependent) {
   const std::int64_t most = std::max(device.multiprocessors, 1);
-  // Launched early, one block of 128 columns for each CTA is what sm90_turns begins soonest, but
-  // where all of the device waits for C.
-  const std::int64_t tiles = tile_count(s, 128, 128);
+  // Launched early and with one block of 128 columns for each CTA, sm90_turns is ahead, unless one
+  // row of its tiles fills the device: then C bounds, which sm90_short asks for faster.
+  const bool one_row_fills = s.tokens <= 128 && 8 * tile_count(s, 128, 128) > 7 * most;
   ProjectionConfig turns;
-  if (dependent && pick_turns(s, device, turns) && turns.tile_tokens == 128 &&
-      !(s.tokens <= 128 && 8 * tiles > 7 * most))
+  if (dependent && !one_row_fills && pick_turns(s, device, turns) && turns.tile_tokens == 128)
     return turns;
   // sm90_short starts and ends sooner, and sm90_resident loses less between two units. Ranges of
   // sm90_resident that run on into a second row block bring its rows too, which costs about what
