@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -93,6 +94,17 @@ std::string describe(const ProjectionConfig& c, const ProjectionShape& s) {
          std::to_string(s.basis_begin);
 }
 
+template <class T>
+void run_and_check(Problem<T>& problem, const DeviceInfo& device) {
+  INFO(describe(config_for(problem.args, device), problem.args.shape()));
+  problem.poison();
+  const Status status = run(problem.args, device, nullptr, 0, nullptr);
+  INFO(status.message());
+  REQUIRE(status.ok());
+  REQUIRE_CUDA(cudaDeviceSynchronize());
+  problem.check();
+}
+
 /// Every configuration that can compute `shape`; of sm90_small a few splits.
 std::vector<ProjectionConfig> all_configs(const ProjectionShape& shape, const DeviceInfo& device) {
   std::vector<ProjectionConfig> configs;
@@ -126,15 +138,9 @@ void run_all_configs(std::int64_t tokens, std::int64_t kv_dim, std::int64_t widt
   const std::vector<ProjectionConfig> configs = all_configs(shape, device);
   REQUIRE_FALSE(configs.empty());
   for (const ProjectionConfig& config : configs) {
-    INFO(describe(config, shape) << (layout.bias ? " bias" : "")
-                                 << (layout.head_major ? " head-major" : ""));
-    problem.poison();
+    INFO((layout.bias ? "bias " : "") << (layout.head_major ? "head-major" : ""));
     problem.args.force = config;
-    const Status status = run(problem.args, device, nullptr, 0, nullptr);
-    INFO(status.message());
-    REQUIRE(status.ok());
-    REQUIRE_CUDA(cudaDeviceSynchronize());
-    problem.check();
+    run_and_check(problem, device);
   }
 }
 
@@ -209,9 +215,7 @@ TEMPLATE_TEST_CASE("ranges of sm90_resident and sm90_short that differ in length
     Problem<T> p(tokens, 512, 128, heads, 0, {}, 5);
     if (!validate(config, p.args.shape(), device).ok()) SKIP("no sm_90a");
     p.args.force = config;
-    p.poison();
-    REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
-    p.check();
+    run_and_check(p, device);
   };
   const ProjectionConfig resident{ProjectionKernel::kSm90Resident, 128, 128, 1, "test"};
   force(63 * 128 - 3, 66, resident);  // 33 heads where 132 CTAs need 32
@@ -246,9 +250,7 @@ TEMPLATE_TEST_CASE("random shapes through pick", "[gpu][projection]", __half, __
     Problem<T> p(tokens, rest + width, width, heads, begin,
                  {8 * draw(0, 3), 8 * draw(0, 3), draw(0, 1) == 1, draw(0, 1) == 1},
                  static_cast<std::uint64_t>(100 + i));
-    INFO(describe(config_for(p.args, device), p.args.shape()));
-    REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
-    p.check();
+    run_and_check(p, device);
   }
 }
 
@@ -257,19 +259,24 @@ TEMPLATE_TEST_CASE("random shapes of width 128 over 384 channels through pick", 
   SKIP_WITHOUT_DEVICE();
   using T = TestType;
   const DeviceInfo device = bda::cuda::query_device<T>();
-  std::mt19937 random(9);
+  std::mt19937 random(11);
   const auto draw = [&](std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(random);
   };
+  std::set<ProjectionKernel> seen;
   for (int i = 0; i < 30; ++i) {
-    const std::int64_t heads = draw(1, 60), tokens = draw(65, i % 3 == 0 ? 3000 : 900);
-    Problem<T> p(tokens, 512, 128, heads, 64 * draw(0, 6), {8 * draw(0, 3), 8 * draw(0, 3)},
-                 static_cast<std::uint64_t>(200 + i));
+    const std::int64_t heads = draw(1, 130), begin = 64 * draw(0, 6);
+    const std::int64_t tokens = i % 3 == 0 ? draw(900, 4000) : draw(65, 900);
+    const Layout layout{8 * draw(0, 3), 8 * draw(0, 3)};
+    Problem<T> p(tokens, 512, 128, heads, begin, layout, static_cast<std::uint64_t>(200 + i));
     p.args.dependent_launch = draw(0, 1) == 1;
-    INFO(describe(config_for(p.args, device), p.args.shape()));
-    REQUIRE(run(p.args, device, nullptr, 0, nullptr).ok());
-    p.check();
+    seen.insert(config_for(p.args, device).kernel);
+    run_and_check(p, device);
   }
+  if (device.wgmma)
+    for (const auto kernel : {ProjectionKernel::kSm90Short, ProjectionKernel::kSm90Turns,
+                              ProjectionKernel::kSm90Resident})
+      CHECK(seen.contains(kernel));
 }
 
 TEMPLATE_TEST_CASE("host and device pack alike", "[gpu][packing]", __half, __nv_bfloat16, float) {

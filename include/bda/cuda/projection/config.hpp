@@ -172,6 +172,8 @@ constexpr std::int64_t aligned_ranges(std::int64_t row_blocks, std::int64_t head
 struct ShortCut {
   std::int64_t row_blocks, ranges, units;
   int rows;
+
+  [[nodiscard]] constexpr std::int64_t ctas() const { return row_blocks * ranges; }
 };
 constexpr ShortCut short_cut(const ProjectionShape& s, const DeviceInfo& device) {
   const std::int64_t row_blocks = std::max<std::int64_t>(ceil_div(s.tokens, 128), 1);
@@ -351,6 +353,7 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
             "one wave: bound by bringing C and x, as much of both in flight as fits"};
   const std::int64_t most = device.multiprocessors;
   const bool deep = s.rest() / 64 > 12;
+  const ShortCut cut = short_cut(s, device);
   if (s.tokens <= 64) {
     // Every token tile brings C anew: one, unless more leave half of the multiprocessors idle and C
     // is short.
@@ -378,9 +381,8 @@ inline bool pick_small(const ProjectionShape& s, const DeviceInfo& device, bool 
       // than 128 x 128,
       if (tokens == 128) return false;
       // than 160 x 128, if a CTA has no more to multiply then than three half heads of 128 tokens,
-      if (const ShortCut cut = short_cut(s, device); tokens == 160 && x_fits_registers(s) &&
-                                                     cut.row_blocks * cut.ranges <= most &&
-                                                     cut.units * cut.rows <= 3 * 128)
+      if (tokens == 160 && x_fits_registers(s) && cut.ctas() <= most &&
+          cut.units * cut.rows <= 3 * 128)
         return false;
       // and launched early than all of them where one row of tiles is the whole.
       if (dependent && s.tokens <= tokens) return false;
@@ -445,8 +447,7 @@ inline ProjectionConfig pick_registers(const ProjectionShape& s, const DeviceInf
   const ShortCut cut = short_cut(s, device);
   const std::int64_t longest = 2 * ceil_div(cut.row_blocks * s.heads, most);  // of sm90_resident
   const bool aligned = aligned_ranges(cut.row_blocks, s.heads, most) > 0;
-  if (cut.row_blocks * cut.ranges <= most &&
-      cut.units <= (aligned ? 12 : std::min<std::int64_t>(longest + 2, 16)))
+  if (cut.ctas() <= most && cut.units <= (aligned ? 12 : std::min<std::int64_t>(longest + 2, 16)))
     return {ProjectionKernel::kSm90Short, 128, 64, 1,
             "one wave: x in registers, a few half heads in turn"};
   return {ProjectionKernel::kSm90Resident, 128, 128, 1,

@@ -4,6 +4,7 @@
 
 #include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
+#include "bda/cuda/pipeline/even_ranges.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
@@ -36,10 +37,9 @@ struct Sm90ResidentParams {
   int tokens;
   int last_row;  // the most that a row block begins with: `last_row_of`
   int basis_begin;
-  Divisor heads;      // units of a row block
-  TileOrder order;    // of the CTAs' ranges: row blocks x ranges, or all in one row
-  int units_per_cta;  // and one more in each of the first `longer_ctas` of a row
-  int longer_ctas;
+  Divisor heads;         // units of a row block
+  TileOrder order;       // of the CTAs' ranges: row blocks x ranges, or all in one row
+  EvenRanges ranges;     // of the units of such a row
   std::uint64_t policy;  // of L2 for C
 };
 
@@ -84,9 +84,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const int turn = ptx::warp_index();
   const bool leads = ptx::elect_one();
   const TileOrder::Place place = p.order.at(blockIdx.x, blockIdx.y);
-  const int first = place.row * p.heads.value() + place.column * p.units_per_cta +
-                    min(place.column, p.longer_ctas);
-  const int last = first + p.units_per_cta + (place.column < p.longer_ctas ? 1 : 0);
+  const EvenRanges::Range units = p.ranges.at(place.column, place.row * p.heads.value());
+  const int first = units.begin, last = units.end;
   const auto row_of = [&](int block) { return min(block * 128, p.last_row); };
 
   if (turn < 4) {
@@ -138,8 +137,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         fetch_x(rows, rows_full, 0, row_of(row_block));
       }
     }
-    if (turn == 2 &&
-        leads) {  // a third case above would become a table of addresses, which is cold
+    // (A third case above would become a table of addresses, which is cold.)
+    if (turn == 2 && leads) {
       ptx::mbarrier_init(basis_full, 1);
       ptx::mbarrier_init(basis_empty, 8);
       ptx::fence_mbarrier_init();

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "bda/cuda/pipeline/accumulators.cuh"
+#include "bda/cuda/pipeline/even_ranges.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/ptx/matrix.cuh"
@@ -33,11 +34,10 @@ struct Sm90ShortParams {
   const void* bias;          // [heads, 128]
   int tokens;
   int rows;      // of a row block
-  int last_row;  // the most that a row block begins with
+  int last_row;  // the most that a row block begins with: `last_row_of`
   int basis_begin;
   TileOrder order;    // of the CTAs' ranges: row blocks x ranges
-  int units_per_cta;  // and one more in each of the first `longer_ctas` of a row
-  int longer_ctas;
+  EvenRanges ranges;  // of the units of a row block: two for each head
 };
 
 namespace sm90_short {
@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
   const int turn = ptx::warp_index();
   const bool leads = ptx::elect_one();
   const TileOrder::Place place = p.order.at(blockIdx.x, blockIdx.y);
-  const int first = place.column * p.units_per_cta + min(place.column, p.longer_ctas);
-  const int last = first + p.units_per_cta + (place.column < p.longer_ctas ? 1 : 0);
+  const EvenRanges::Range units = p.ranges.at(place.column);
+  const int first = units.begin, last = units.end;
   const int row = min(place.row * p.rows, p.last_row);
 
   if (turn < 4) {
@@ -135,6 +135,7 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(384), 1)
         fetch_rows(0, 2);
       }
     }
+    // (A third case above would become a table of addresses, which is cold.)
     if (turn == 2 && leads) {
       ptx::mbarrier_init(basis_full, 1);
       ptx::mbarrier_init(basis_full + 8, 1);

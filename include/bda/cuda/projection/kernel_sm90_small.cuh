@@ -4,6 +4,7 @@
 
 #include "bda/cuda/pipeline/accumulators.cuh"
 #include "bda/cuda/pipeline/divisor.hpp"
+#include "bda/cuda/pipeline/even_ranges.cuh"
 #include "bda/cuda/pipeline/ring.cuh"
 #include "bda/cuda/pipeline/tile_order.hpp"
 #include "bda/cuda/projection/config.hpp"
@@ -32,10 +33,9 @@ struct Sm90SmallParams {
   int chunks;                // of 64 rest channels, all splits together
   int column_blocks;         // of 64 output columns
   Divisor splits;
-  int split_chunks;  // of a split, and one more in each of the first `longer_splits`
-  int longer_splits;
-  int slots;  // chunks in flight
-  int rows;   // of a tile, at most kTokens: a multiple of 8, or of 16 where kSplit
+  EvenRanges split_chunks;  // of each split
+  int slots;                // chunks in flight
+  int rows;                 // of a tile, at most kTokens: a multiple of 8, or of 16 where kSplit
   int basis_begin;
   int ahead;             // chunks of C that are asked for before x
   TileOrder order;       // where kSmallIsOrdered
@@ -70,8 +70,9 @@ __global__ void __launch_bounds__(BDA_SM90A_THREADS(128 * kGroups + 128), 1)
   const int first_block = tile.column * kGroups, token = tile.row * p.rows;
   const int rank = kSplit ? static_cast<int>(blockIdx.x) : 0;
   const int splits = kSplit ? p.splits.value() : 1;
-  const int first_chunk = kSplit ? rank * p.split_chunks + min(rank, p.longer_splits) : 0;
-  const int chunks = kSplit ? p.split_chunks + (rank < p.longer_splits ? 1 : 0) : p.chunks;
+  const EvenRanges::Range split = p.split_chunks.at(rank);
+  const int first_chunk = kSplit ? split.begin : 0;
+  const int chunks = kSplit ? split.end - split.begin : p.chunks;
 
   // Shared memory: slots of C, slots of x, the basis and in its place the output (a warp writes
   // where only it has read), partial sums [splits - 1][pairs], barriers. detail::small_shared_bytes

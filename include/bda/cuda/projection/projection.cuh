@@ -78,9 +78,9 @@ inline unsigned to_grid(std::int64_t n) { return static_cast<unsigned>(n); }
 
 inline dim3 grid_of(const TileOrder& order) { return dim3(order.grid_x(), order.grid_y()); }
 
-/// Where the last 128 tokens begin: the last row block overlaps the one before (and writes the same
-/// there), because the copy engine is slow over boxes that reach beyond the last token.
-inline int last_row_of(int tokens) { return std::max(tokens - 128, 0); }
+/// Where the last row block of `rows` tokens begins: it overlaps the one before (and writes the
+/// same there), because the copy engine is slow over boxes that reach beyond the last token.
+inline int last_row_of(int tokens, int rows = 128) { return std::max(tokens - rows, 0); }
 
 template <class T>
 Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
@@ -103,9 +103,7 @@ Status run_resident(const ProjectionArguments<T>& a, const DeviceInfo& device,
   // A row of ranges for each row block, or one row of all.
   const bool aligned = ranges > 0;
   const std::int64_t row_ranges = aligned ? ranges : std::min(units, most);
-  const std::int64_t row_units = aligned ? heads : units;
-  p.units_per_cta = static_cast<int>(row_units / row_ranges);
-  p.longer_ctas = static_cast<int>(row_units % row_ranges);
+  p.ranges = EvenRanges(aligned ? heads : units, row_ranges);
   p.order = TileOrder(aligned ? row_blocks : 1, row_ranges);
   // Where all CTAs read the same parts of C at the same time, nobody reads them again.
   p.policy = aligned ? ptx::kEvictFirst : ptx::kEvictNormal;
@@ -125,11 +123,9 @@ Status run_short(const ProjectionArguments<T>& a, const DeviceInfo& device, cuda
   p.coefficients = a.coefficients;
   p.bias = a.bias;
   p.tokens = static_cast<int>(a.x.extent(0));
-  p.last_row = std::max(p.tokens - p.rows, 0);
+  p.last_row = last_row_of(p.tokens, p.rows);
   p.basis_begin = static_cast<int>(a.basis_begin);
-  const std::int64_t units = 2 * a.packing.heads;
-  p.units_per_cta = static_cast<int>(units / cut.ranges);
-  p.longer_ctas = static_cast<int>(units % cut.ranges);
+  p.ranges = EvenRanges(2 * a.packing.heads, cut.ranges);
   p.order = TileOrder(cut.row_blocks, cut.ranges);
   const LaunchShape shape{grid_of(p.order), sm90_short::kThreads, sizeof(sm90_short::Shared)};
   const auto kernel = a.bias != nullptr ? sm90_short_kernel<T, true> : sm90_short_kernel<T, false>;
@@ -232,8 +228,7 @@ Status run_small(const ProjectionArguments<T>& a, const ProjectionConfig& config
   if (Status s = encode_rows_map<T>(a.x, p.rows, p.x); !s.ok()) return s;
   if (Status s = encode_out_map(a, 1, p.out, kSplit ? 16 : p.rows); !s.ok()) return s;
   p.splits = Divisor(config.splits);
-  p.split_chunks = p.chunks / config.splits;
-  p.longer_splits = p.chunks % config.splits;
+  p.split_chunks = EvenRanges(p.chunks, config.splits);
   p.slots = small_slots(a.shape(), config, device);
   p.ahead = small_ahead(a.shape(), config, a.dependent_launch);
   p.policy = a.dependent_launch ? ptx::kEvictNormal : ptx::kEvictFirst;
